@@ -1,0 +1,244 @@
+"""The configuration as inert data: one TOML file, environment names inside it, unknown keys refused.
+
+Paths in the file are relative to the file. Secrets are never in it: it names environment variables.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from service.errors import ConfigError
+
+SHIPPED_MODELS = Path(__file__).resolve().parents[1] / "models"
+LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+
+Positive = Annotated[int, Meta(ge=1)]
+PositiveSeconds = Annotated[float, Meta(gt=0)]
+Rate = Annotated[float, Meta(gt=0, lt=1)]
+Effect = Literal["block", "flag", "allow"]
+OnError = Literal["block", "allow"]
+
+
+class _Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    pass
+
+
+class Server(_Strict, frozen=True, kw_only=True):
+    """Where to listen and how much to read."""
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Meta(ge=0, le=65535)] = 8080
+    workers: Positive = 1
+    max_body_bytes: Positive = 4_194_304
+    max_messages: Positive = 2_048
+
+
+class Auth(_Strict, frozen=True, kw_only=True):
+    """`open` serves everyone on loopback as tenant `default`; `keys` asks for a key of this firewall."""
+
+    mode: Literal["open", "keys"] = "open"
+
+
+class Provider(_Strict, frozen=True, kw_only=True):
+    """One LLM provider. `timeout_s` is its longest silence, the first byte included."""
+
+    name: Annotated[str, Meta(min_length=1)]
+    kind: Literal["openai", "anthropic", "sandbox"]
+    models: Annotated[tuple[str, ...], Meta(min_length=1)]
+    base_url: str = ""
+    api_key_env: str = ""
+    connect_timeout_s: PositiveSeconds = 5.0
+    timeout_s: PositiveSeconds = 120.0
+    retries: Annotated[int, Meta(ge=0, le=10)] = 1
+
+
+class Actions(_Strict, frozen=True, kw_only=True):
+    """What a finding above the blocking threshold leads to, by category."""
+
+    injection: Effect = "block"
+    jailbreak: Effect = "block"
+    extraction: Effect = "block"
+
+
+_FLAG_ONLY = Actions(injection="flag", jailbreak="flag", extraction="flag")
+
+
+class Roles(_Strict, frozen=True, kw_only=True):
+    """Actions by role; a role left out follows `[detection.actions]`. System text is flagged, not blocked."""
+
+    user: Actions | None = None
+    tool: Actions | None = None
+    document: Actions | None = None
+    system: Actions = _FLAG_ONLY
+
+
+class Detection(_Strict, frozen=True, kw_only=True):
+    """How prompts are judged. Rates are false-positive rates whose thresholds stand in the artifact's manifest."""
+
+    enabled: bool = True
+    artifact: str = ""
+    flag_fpr: Rate = 0.01
+    block_fpr: Rate = 0.001
+    mode: Literal["sequential", "overlap"] = "sequential"
+    max_windows: Positive = 2_048
+    deadline_s: PositiveSeconds = 20.0
+    threads: Annotated[int, Meta(ge=0)] = 0
+    queue_windows: Positive = 8_192
+    on_error: OnError = "block"
+    on_oversize: Effect = "block"
+    on_unscannable: Effect = "flag"
+    actions: Actions = Actions()
+    roles: Roles = Roles()
+
+
+class Leakage(_Strict, frozen=True, kw_only=True):
+    """How replies are judged."""
+
+    stream: Literal["exact", "sentence", "buffer"] = "sentence"
+    action: Literal["block", "redact", "flag"] = "block"
+    on_error: OnError = "block"
+
+
+class Protected(_Strict, frozen=True, kw_only=True):
+    """A text that must not leave: its value comes from the environment or a file, never from the configuration."""
+
+    name: Annotated[str, Meta(min_length=1)]
+    kind: Literal["secret", "prompt"]
+    tenant: str = ""
+    value_env: str = ""
+    file: str = ""
+
+
+class Limits(_Strict, frozen=True, kw_only=True):
+    """Absent means unlimited."""
+
+    requests_per_minute: Positive | None = None
+    tokens_per_minute: Positive | None = None
+    tokens_per_day: Positive | None = None
+    budget_usd_per_day: Annotated[float, Meta(gt=0)] | None = None
+    concurrency: Positive | None = None
+    max_output_tokens: Positive | None = None
+
+
+class Tenant(_Strict, frozen=True, kw_only=True):
+    """A tenant named in the configuration exists for the CLI and the admin API alike."""
+
+    name: Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9_.]{0,62}$")]
+    limits: Limits | None = None
+
+
+class Storage(_Strict, frozen=True, kw_only=True):
+    """Where audit rows and keys live."""
+
+    url: str = "sqlite:///firewall.db"
+    on_error: OnError = "block"
+
+
+class Counters(_Strict, frozen=True, kw_only=True):
+    """Where quotas are counted."""
+
+    url: str = "memory://"
+
+
+class Telemetry(_Strict, frozen=True, kw_only=True):
+    """Logs and metrics."""
+
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    metrics: bool = True
+
+
+class Settings(_Strict, frozen=True, kw_only=True):
+    """The whole configuration. `folder` is the file's own folder, for its relative paths."""
+
+    server: Server = Server()
+    auth: Auth = Auth()
+    providers: tuple[Provider, ...] = (Provider(name="sandbox", kind="sandbox", models=("sandbox-*",)),)
+    detection: Detection = Detection()
+    leakage: Leakage = Leakage()
+    protected: tuple[Protected, ...] = ()
+    limits: Limits = Limits()
+    tenants: tuple[Tenant, ...] = ()
+    storage: Storage = Storage()
+    counters: Counters = Counters()
+    telemetry: Telemetry = Telemetry()
+    folder: Path = Path()
+
+    @property
+    def artifact_path(self) -> Path:
+        """The artifact folder: the configured one, or the shipped one wherever the process was started."""
+        if self.detection.artifact:
+            return (self.folder / self.detection.artifact).resolve()
+        return shipped_artifact()
+
+
+def shipped_artifact() -> Path:
+    """The one artifact folder below `models/`.
+
+    Raises ConfigError where there is none, or more than one to choose from.
+    """
+    found = sorted(SHIPPED_MODELS.glob("*/manifest.json"))
+    if len(found) != 1:
+        raise ConfigError(f"detection.artifact: {SHIPPED_MODELS} holds {len(found)} artifacts; name one")
+    return found[0].parent
+
+
+def load(path: Path | None) -> Settings:
+    """Read and check a configuration file; `None` gives the defaults relative to the working folder.
+
+    Raises ConfigError naming the key (`$.server.port`) or what contradicts what.
+    """
+    if path is None:
+        return Settings()
+    try:
+        with path.open("rb") as stream:
+            raw = tomllib.load(stream)
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: {error}") from error
+    if "folder" in raw:
+        raise ConfigError(f"{path}: unknown key `folder`")
+    try:
+        settings = msgspec.convert(raw, Settings)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    settings = msgspec.structs.replace(settings, folder=path.resolve().parent)
+    check(settings)
+    return settings
+
+
+def check(settings: Settings) -> None:
+    """Refuse settings that contradict each other or name what does not exist. Raises ConfigError with the key."""
+    if settings.auth.mode == "open" and settings.server.host not in LOOPBACK:
+        raise ConfigError('auth.mode: "open" is only for loopback; set mode = "keys" or server.host = "127.0.0.1"')
+    if settings.detection.block_fpr > settings.detection.flag_fpr:
+        raise ConfigError("detection.block_fpr: must not be above detection.flag_fpr")
+    if settings.server.workers > 1 and settings.counters.url.startswith("memory:"):
+        raise ConfigError('counters.url: "memory://" counts per process; more than one worker needs valkey://')
+    _unique("providers", [p.name for p in settings.providers])
+    _unique("tenants", [t.name for t in settings.tenants])
+    _unique("protected", [f"{p.tenant}/{p.name}" for p in settings.protected])
+    for index, provider in enumerate(settings.providers):
+        where = f"providers[{index}]"
+        if provider.kind != "sandbox" and not provider.base_url.startswith(("http://", "https://")):
+            raise ConfigError(f"{where}.base_url: an http(s) address is needed for kind {provider.kind!r}")
+        if provider.api_key_env and provider.api_key_env not in os.environ:
+            raise ConfigError(f"{where}.api_key_env: environment variable {provider.api_key_env} is not set")
+    for index, text in enumerate(settings.protected):
+        where = f"protected[{index}]"
+        if bool(text.value_env) == bool(text.file):
+            raise ConfigError(f"{where}: give exactly one of value_env and file")
+        if text.value_env and text.value_env not in os.environ:
+            raise ConfigError(f"{where}.value_env: environment variable {text.value_env} is not set")
+        if text.file and not (settings.folder / text.file).is_file():
+            raise ConfigError(f"{where}.file: {text.file} does not exist")
+
+
+def _unique(where: str, names: list[str]) -> None:
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"{where}: {name!r} is given twice")

@@ -1,0 +1,1 @@
+"""From public and written data to the shipped artifact: `make train`."""

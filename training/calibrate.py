@@ -1,0 +1,134 @@
+"""From the serving model's outputs on the calibration split to the numbers that turn them into decisions.
+
+temperature   one factor on the logits                         (Guo et al., arXiv:1706.04599)
+fusion        logistic regression of attack / benign on the classifier's log-odds and the index's similarity
+length        what the maximum over n windows gains by chance on benign text, so that the rate holds at any length
+thresholds    score quantiles of benign texts, pooled and by role
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from service.firewall.text_score import window_logits
+from service.scoring.artifact import Calibration, Fusion, Threshold
+from training.corpus import BENIGN, LABELS, Row
+from training.metrics import threshold_at
+
+Floats = npt.NDArray[np.float64]
+
+RATES = (0.05, 0.02, 0.01, 0.005, 0.002, 0.001)
+# A role's own threshold needs this many benign texts at a rate; below it the pooled one stands in, marked.
+ROLE_TEXTS = {0.001: 3_000, 0.002: 1_500, 0.005: 600, 0.01: 300, 0.02: 150, 0.05: 100}
+ROLES = ("user", "tool", "document", "system")
+LENGTH_POINTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+_LENGTH_DRAWS = 4_000
+_LENGTH_RATE = 0.01
+
+
+class Outputs(msgspec.Struct, frozen=True):
+    """The serving model on windows: `logits` float32 (n, labels), `similarity` float32 (n,), `text` int64 (n,)."""
+
+    logits: npt.NDArray[np.float32]
+    similarity: npt.NDArray[np.float32]
+    text: npt.NDArray[np.int64]
+
+
+def fit_temperature(logits: npt.NDArray[np.float32], label: npt.NDArray[np.int64]) -> float:
+    """The temperature with the least cross-entropy, classes weighted equally."""
+    weight = _balanced(label)
+    grid = np.geomspace(0.25, 8.0, 141)
+    losses = [float((weight * _cross_entropy(logits / t, label)).sum()) for t in grid]
+    return float(grid[int(np.argmin(losses))])
+
+
+def fit_fusion(
+    logits: npt.NDArray[np.float32], similarity: npt.NDArray[np.float32], attack: npt.NDArray[np.bool_], heat: float
+) -> Fusion:
+    """Logistic regression by Newton's method, both classes weighted equally, a little ridge on the slopes."""
+    plain = Calibration(temperature=heat)
+    odds = window_logits(logits, similarity, plain, BENIGN)
+    # A saturated classifier would decide the slope by its few loudest windows.
+    design = np.column_stack([np.ones(len(odds)), np.clip(odds, -12, 12), similarity])
+    weight = _balanced(attack.astype(np.int64)) * len(odds)
+    beta = np.zeros(3)
+    ridge = np.diag([0.0, 1e-3, 1e-1])
+    for _ in range(100):
+        p = 1 / (1 + np.exp(-np.clip(design @ beta, -30, 30)))
+        gradient = design.T @ (weight * (p - attack)) + ridge @ beta
+        hessian = design.T @ (design * (weight * p * (1 - p))[:, None]) + ridge
+        step = np.linalg.solve(hessian, gradient)
+        beta -= step
+        if np.abs(step).max() < 1e-9:
+            break
+    if beta[1] <= 0 or beta[2] < 0:
+        # Similarity that speaks against an attack would be noise: leave it out rather than reward distance.
+        return Fusion(bias=float(beta[0]) if beta[1] > 0 else 0.0, classifier=max(float(beta[1]), 1.0), similarity=0.0)
+    return Fusion(bias=float(beta[0]), classifier=float(beta[1]), similarity=float(beta[2]))
+
+
+def fit_length(logit: Floats, seed: int = 1) -> tuple[tuple[int, float], ...]:
+    """How far the benign 99 % quantile of a maximum over n windows lies above that of one window, for n of a grid.
+
+    `logit` are the fused logits of benign windows, float64 (n,). Monotone; windows are drawn independently, which is
+    the hard case: windows of one text resemble each other.
+    """
+    rng = np.random.default_rng(seed)
+    base = float(np.quantile(logit, 1 - _LENGTH_RATE))
+    points: list[tuple[int, float]] = []
+    highest = 0.0
+    for count in LENGTH_POINTS:
+        drawn = logit[rng.integers(0, len(logit), (_LENGTH_DRAWS, count))].max(axis=1)
+        highest = max(highest, float(np.quantile(drawn, 1 - _LENGTH_RATE)) - base) if count > 1 else 0.0
+        points.append((count, highest))
+    return tuple(points)
+
+
+def fit_thresholds(score: Floats, rows: Sequence[Row]) -> dict[str, dict[str, Threshold]]:
+    """Thresholds per role and rate from the scores of whole texts; only benign rows count.
+
+    A role's own threshold never lies below the pooled one by luck of few texts: it is used only with enough of them.
+    """
+    benign = np.asarray([row.label == BENIGN for row in rows])
+    roles = np.asarray([row.role for row in rows])
+    pooled = {rate: Threshold(threshold_at(score[benign], rate), int(benign.sum())) for rate in RATES}
+    table = {"pooled": {_key(rate): value for rate, value in pooled.items()}}
+    for role in ROLES:
+        own = score[benign & (roles == role)]
+        table[role] = {
+            _key(rate): Threshold(threshold_at(own, rate), len(own))
+            if len(own) >= ROLE_TEXTS[rate]
+            else Threshold(pooled[rate].threshold, len(own), pooled=True)
+            for rate in RATES
+        }
+    return table
+
+
+def _key(rate: float) -> str:
+    return f"{rate:g}"
+
+
+def _balanced(label: npt.NDArray[np.int64]) -> Floats:
+    """Weights that sum to one and give each class present the same share, float64 (n,)."""
+    counts = np.bincount(label, minlength=len(LABELS)).astype(np.float64)
+    present = counts > 0
+    weight = np.zeros_like(counts)
+    weight[present] = 1 / counts[present] / present.sum()
+    return np.asarray(weight[label])
+
+
+def _cross_entropy(logits: npt.NDArray[np.float32], label: npt.NDArray[np.int64]) -> Floats:
+    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+    return np.asarray(np.log(np.exp(shifted).sum(axis=1)) - shifted[np.arange(len(label)), label])
+
+
+def texts_of(logit: Floats, text: npt.NDArray[np.int64], count: int) -> tuple[Floats, npt.NDArray[np.int64]]:
+    """Highest window logit and number of windows per text; a text without windows gets -inf."""
+    highest = np.full(count, -math.inf)
+    np.maximum.at(highest, text, logit)
+    return highest, np.bincount(text, minlength=count)
