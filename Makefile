@@ -1,0 +1,74 @@
+# make run      start on 127.0.0.1:8080 with the shipped model and the sandbox provider (HOST= PORT= CONFIG=)
+# make install  the virtualenv with what serving needs
+# make test     the whole test suite
+# make check    ruff, mypy strict, the import contract, the tests
+# make train    data to shipped artifact (MIRROR=DIR EXCLUDE=shingles.npy DATA=my.jsonl TRAIN_FLAGS=…)
+# make bench    all benchmarks
+
+PYTHON ?= python3
+VENV ?= .venv
+CONFIG ?= firewall.toml
+HOST ?=
+PORT ?=
+MIRROR ?=
+EXCLUDE ?=
+DATA ?=
+TRAIN_FLAGS ?=
+BENCH_FLAGS ?=
+
+BIN := $(VENV)/bin
+# Stamps: an install is repeated only when what it depends on has changed.
+SERVING := $(VENV)/.installed-serving
+TESTING := $(VENV)/.installed-test
+TRAINING := $(VENV)/.installed-train
+BENCHING := $(VENV)/.installed-bench
+
+.PHONY: run install test check train bench clean
+.DELETE_ON_ERROR:
+
+run: $(SERVING)
+	$(BIN)/semantic-firewall serve --config $(CONFIG) $(if $(HOST),--host $(HOST)) $(if $(PORT),--port $(PORT))
+
+install: $(SERVING)
+
+test: $(TESTING)
+	$(BIN)/python -m pytest $(TEST_FLAGS)
+
+check: $(TESTING)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest $(TEST_FLAGS)
+
+train: $(TRAINING)
+	$(BIN)/python -m training.pipeline $(if $(MIRROR),--mirror $(MIRROR)) $(if $(EXCLUDE),--exclude $(EXCLUDE)) \
+		$(if $(DATA),--data $(DATA)) $(TRAIN_FLAGS)
+
+bench: $(BENCHING)
+	$(BIN)/python -m benchmarks $(BENCH_FLAGS)
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed; $(PYTHON) is older. Name another: make PYTHON=python3.12 …" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(SERVING): pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable .
+	@touch $@
+
+$(TRAINING): pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[train]'
+	@touch $@ $(SERVING)
+
+$(TESTING): pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[train,test]'
+	@touch $@ $(SERVING) $(TRAINING)
+
+$(BENCHING): pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[bench,train]'
+	@touch $@ $(SERVING)
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,56 @@
+"""`/health/live`, `/health/ready` and `/metrics`: for orchestrators and operators, without any text of a request."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+
+import msgspec
+
+from service.api.asgi import Handler, page
+from service.api.chat_reply import ChatWire
+
+_error_body = ChatWire().error_body
+
+
+def live() -> Handler:
+    """The process answers."""
+
+    async def render(_: str) -> tuple[int, str, bytes]:
+        return 200, "application/json", b'{"status":"live"}'
+
+    return page(render, error_body=_error_body)
+
+
+def ready(facts: Mapping[str, str], checks: Mapping[str, Callable[[], Awaitable[None]]]) -> Handler:
+    """Every part that a request needs works: 200, else 503 with the names of those that do not.
+
+    `facts` are stated in the answer: the artifact, the execution provider.
+    """
+
+    async def render(_: str) -> tuple[int, str, bytes]:
+        failed = []
+        for name, check in checks.items():
+            try:
+                await check()
+            except Exception:
+                failed.append(name)
+        status = {"status": "not ready" if failed else "ready", "failed": failed, **facts}
+        return 503 if failed else 200, "application/json", msgspec.json.encode(status)
+
+    return page(render, error_body=_error_body)
+
+
+def metrics(
+    exposition: Callable[[], tuple[str, bytes]], *, check: Callable[[Mapping[str, str]], None] | None
+) -> Handler:
+    """Prometheus metrics: `exposition` gives content type and text."""
+
+    async def allow(headers: Mapping[str, str]) -> None:
+        if check is not None:
+            check(headers)
+
+    async def render(_: str) -> tuple[int, str, bytes]:
+        content_type, body = exposition()
+        return 200, content_type, body
+
+    return page(render, error_body=_error_body, allow=allow)

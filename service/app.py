@@ -1,0 +1,215 @@
+"""Settings → the wired Litestar application. The only file that knows all the parts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from litestar import Litestar, Request, Response
+from litestar.datastructures import State
+from litestar.exceptions import HTTPException
+from litestar.handlers import asgi
+
+from service.api import chat, health, models, scan
+from service.api.asgi import Handler, check_origin, sign_answer
+from service.api.chat_reply import ChatWire
+from service.errors import NotFound, WireError, to_wire
+from service.firewall.injection import InjectionGuard
+from service.firewall.leakage import LeakageGuard
+from service.firewall.protected import ProtectedText, ProtectedTexts, registered
+from service.gateway import Gateway
+from service.interfaces import Provider
+from service.records.audit_log import AuditLog
+from service.records.row_writer import RowWriter
+from service.records.store import Store, database_path
+from service.scoring.artifact import load_artifact
+from service.scoring.attack_index import AttackIndex
+from service.scoring.batcher import Batcher
+from service.scoring.encoder import Encoder
+from service.settings import Settings, load
+from service.telemetry.metrics import Metrics
+from service.tenancy.keys import Keys, load_root
+from service.tenancy.quota import Quota
+from service.tenancy.tenants import Tenants
+from service.tenancy.tokens import TokenCounter
+from service.upstream.client import HttpProvider, SharedSession
+from service.upstream.router import GlobRouter
+from service.upstream.sandbox import MODELS, Sandbox
+
+_MIN_KEY_CHARS = 16
+
+Hook = Callable[[], Awaitable[None]]
+
+
+class Parts(msgspec.Struct, frozen=True, kw_only=True):
+    """What the routes need besides the settings. `start` and `stop` run in the server's event loop, in this order."""
+
+    gateway: Gateway
+    exposition: Callable[[], tuple[str, bytes]]
+    facts: Mapping[str, str] = {}
+    checks: Mapping[str, Hook] = {}
+    start: Sequence[Hook] = ()
+    stop: Sequence[Hook] = ()
+
+
+def assemble(settings: Settings, parts: Parts) -> Litestar:
+    """The application over parts that are made already."""
+    is_open = settings.auth.mode == "open"
+    check = check_origin if is_open else None
+    gateway, server = parts.gateway, settings.server
+    authenticate = gateway.tenancy.authenticate
+    routes: dict[str, Handler] = {
+        "/v1/chat/completions": chat.handler(gateway, server, open_mode=is_open),
+        "/v1/scan": scan.handler(gateway, server, open_mode=is_open),
+        "/v1/models": models.handler(settings.providers, MODELS, authenticate, check=check),
+        "/health/live": health.live(),
+        "/health/ready": health.ready(parts.facts, parts.checks),
+    }
+    if settings.telemetry.metrics:
+        routes["/metrics"] = health.metrics(parts.exposition, check=check)
+    return Litestar(
+        route_handlers=[asgi(path, copy_scope=False)(handle) for path, handle in routes.items()],
+        openapi_config=None,  # its pages load scripts from a CDN
+        before_send=[_sign],
+        exception_handlers={HTTPException: _refused, Exception: _refused},
+        on_startup=list(parts.start),
+        on_shutdown=list(parts.stop),
+        logging_config=None,
+        state=State({"facts": dict(parts.facts)}),
+        debug=False,
+    )
+
+
+async def _sign(message: Any, scope: Any) -> None:
+    sign_answer(message, scope)
+
+
+def _refused(_: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
+    """What no route of ours answered: mostly paths that do not exist, which are refused and never forwarded."""
+    failure = to_wire(error)
+    if isinstance(error, HTTPException) and error.status_code == 404:
+        failure = to_wire(NotFound("There is no such route here."))
+    elif isinstance(error, HTTPException) and error.status_code < 500:
+        failure = WireError(error.status_code, "invalid_request_error", "invalid_request", "The request was refused.")
+    body = ChatWire().error_body(failure)
+    return Response(body, status_code=failure.status, media_type="application/json")
+
+
+def providers_of(settings: Settings, session: SharedSession) -> dict[str, Provider]:
+    """The configured providers by name, each with its key from the environment."""
+    made: dict[str, Provider] = {}
+    for entry in settings.providers:
+        if entry.kind == "sandbox":
+            made[entry.name] = Sandbox(entry.name)
+        else:
+            made[entry.name] = HttpProvider(
+                entry.name,
+                session,
+                base_url=entry.base_url,
+                api_key=os.environ.get(entry.api_key_env, "") if entry.api_key_env else "",
+                connect_timeout_s=entry.connect_timeout_s,
+                timeout_s=entry.timeout_s,
+                retries=entry.retries,
+            )
+    return made
+
+
+def create_app(settings: Settings) -> Litestar:
+    """The whole service as it is configured.
+
+    Raises ConfigError and ArtifactError here, or where the server starts it (the database is opened there).
+    """
+    root = load_root(settings.folder)
+    digest = root.digest("audit")
+    store = Store(database_path(settings))
+    rows = RowWriter(store.path)
+    audit = AuditLog(rows, settings.storage.on_error)
+    counter, session, metrics = TokenCounter(), SharedSession(), Metrics()
+    keys = Keys(store, root) if settings.auth.mode == "keys" else None
+    tenants = Tenants(settings, counter, Quota(), keys)
+    model = _Model(settings) if settings.detection.enabled or settings.leakage.stream != "exact" else None
+    facts = model.facts if model else {}
+    metrics.describe(**facts)
+    replies = LeakageGuard(
+        settings.leakage,
+        ProtectedTexts([*registered(settings), *_provider_keys(settings)]),
+        model.batcher if model else None,
+        model.artifact if model else None,
+        digest=digest,
+        deadline_s=settings.detection.deadline_s,
+    )
+    gateway = Gateway(
+        tenancy=tenants,
+        prompts=model.guard if model else None,
+        replies=replies,
+        providers=GlobRouter(settings.providers, providers_of(settings, session)),
+        audit=audit,
+        observe=metrics.observe,
+        digest=digest,
+        overlap=settings.detection.mode == "overlap",
+    )
+
+    async def start() -> None:
+        await store.open()
+        await counter.warm()
+        if model is not None:
+            model.batcher.start()
+
+    async def stop() -> None:
+        await session.close()
+        await audit.close()
+        await rows.close()
+        if model is not None:
+            await model.close()
+        counter.close()
+        await store.close()
+
+    parts = Parts(
+        gateway=gateway,
+        exposition=metrics.exposition,
+        facts=facts,
+        checks={"storage": store.ping},
+        start=[start],
+        stop=[stop],
+    )
+    return assemble(settings, parts)
+
+
+class _Model:
+    """The artifact and what runs on it."""
+
+    def __init__(self, settings: Settings) -> None:
+        detection = settings.detection
+        self.artifact = load_artifact(settings.artifact_path)
+        encoder = Encoder(self.artifact, detection.threads)
+        self.batcher = Batcher(encoder, queue_windows=detection.queue_windows)
+        self.guard: InjectionGuard | None = None
+        if detection.enabled:
+            self.guard = InjectionGuard(detection, self.artifact, self.batcher, AttackIndex(self.artifact))
+        manifest = self.artifact.manifest
+        self.facts = {
+            "artifact": manifest.name,
+            "artifact_version": self.artifact.version,
+            "execution_provider": encoder.execution_provider,
+        }
+
+    async def close(self) -> None:
+        if self.guard is not None:
+            self.guard.close()
+        await self.batcher.close()
+
+
+def _provider_keys(settings: Settings) -> list[ProtectedText]:
+    """The providers' own keys must not leave either: some providers quote them in their errors."""
+    named = {p.api_key_env: p.name for p in settings.providers if p.api_key_env}
+    texts = [ProtectedText(f"key of {name}", "secret", "", os.environ.get(env, "")) for env, name in named.items()]
+    return [text for text in texts if len(text.value) >= _MIN_KEY_CHARS]
+
+
+def from_environment() -> Litestar:
+    """The application that `FIREWALL_CONFIG` describes, for ASGI servers that start it by its name."""
+    name = os.environ.get("FIREWALL_CONFIG", "")
+    return create_app(load(Path(name) if name else None))

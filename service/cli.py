@@ -1,0 +1,343 @@
+"""The console script `semantic-firewall`. Exit status: 0 done, 1 found something wrong, 2 could not be done."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import importlib
+import json
+import os
+import secrets
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO
+
+import msgspec
+
+from service import settings as config
+from service.errors import ConfigError, FirewallError
+from service.firewall.prompt import Role
+from service.settings import Settings
+from service.tenancy.tenants import DEFAULT_TENANT
+
+MAX_LINE_BYTES = 64 * 1024 * 1024
+"""Longest line that `scan` reads: its memory is bounded by what it holds of the input."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; errors go to standard error in one line."""
+    options = _parser().parse_args(arguments)
+    command: Callable[[argparse.Namespace], int] = options.run
+    try:
+        return command(options)
+    except FirewallError as error:
+        print(f"semantic-firewall: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        # Whoever read our output has enough. Python would complain at exit while flushing what it cannot write.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="semantic-firewall", description="A firewall for LLM traffic.")
+    commands = parser.add_subparsers(required=True, metavar="command")
+    default = os.environ.get("FIREWALL_CONFIG") or None
+    configured = argparse.ArgumentParser(add_help=False)
+    configured.add_argument("--config", type=Path, default=default, metavar="F", help="firewall.toml")
+
+    serve = commands.add_parser("serve", parents=[configured], help="start the gateway")
+    serve.add_argument("--host")
+    serve.add_argument("--port", type=_port)
+    serve.add_argument("--workers", type=_positive)
+    serve.set_defaults(run=_serve)
+
+    check = commands.add_parser("check-config", help="check a configuration and what it names")
+    check.add_argument("config", type=Path, nargs="?" if default else None, default=default, metavar="F")
+    check.set_defaults(run=_check_config)
+
+    scan = commands.add_parser("scan", parents=[configured], help="score JSONL texts from standard input")
+    scan.set_defaults(run=_scan)
+
+    keys = commands.add_parser("keys", help="keys of callers").add_subparsers(required=True, metavar="action")
+    create = keys.add_parser("create", parents=[configured], help="make a key and print it once")
+    create.add_argument("--tenant", required=True)
+    create.add_argument("--roles", default="", metavar="user,tool,…", help="what it may send (default: everything)")
+    create.add_argument("--expires-at", type=_time, metavar="T", help="ISO 8601, or seconds since the epoch")
+    create.set_defaults(run=_keys_create)
+    listing = keys.add_parser("list", parents=[configured], help="list keys, without their secrets")
+    listing.add_argument("--tenant")
+    listing.set_defaults(run=_keys_list)
+    revoke = keys.add_parser("revoke", parents=[configured], help="make a key worthless")
+    revoke.add_argument("id")
+    revoke.set_defaults(run=_keys_revoke)
+
+    audit = commands.add_parser("audit", help="the record").add_subparsers(required=True, metavar="action")
+    verify = audit.add_parser("verify", parents=[configured], help="check the database, running or stopped")
+    verify.set_defaults(run=_audit_verify)
+
+    artifact = commands.add_parser("artifact", help="the model").add_subparsers(required=True, metavar="action")
+    expand = artifact.add_parser("expand", parents=[configured], help="make another precision's model file")
+    expand.add_argument("--precision", choices=("fp16", "fp32"), default="fp16")
+    expand.set_defaults(run=_artifact_expand)
+    return parser
+
+
+# -- serve -----------------------------------------------------------------------------------------------------------
+
+
+def _serve(options: argparse.Namespace) -> int:
+    given = {"host": options.host, "port": options.port, "workers": options.workers}
+    settings = config.load(options.config)
+    server = msgspec.structs.replace(settings.server, **{k: v for k, v in given.items() if v is not None})
+    settings = msgspec.structs.replace(settings, server=server)
+    config.check(settings)
+    _check_parts(settings)
+    # Imported here: the other commands start without the web framework.
+    from service.serving import serve
+
+    return serve(settings)
+
+
+# -- check-config ----------------------------------------------------------------------------------------------------
+
+
+def _check_config(options: argparse.Namespace) -> int:
+    settings = config.load(options.config)
+    _check_parts(settings)
+    lines = [
+        f"listens on  {settings.server.host}:{settings.server.port}, auth {settings.auth.mode}",
+        *(f"provider    {p.name} ({p.kind}): {', '.join(p.models)}" for p in settings.providers),
+        _check_model(settings),
+        f"leakage     {settings.leakage.stream}, {settings.leakage.action}; protected texts: {len(settings.protected)}",
+        f"tenants     {', '.join([DEFAULT_TENANT, *(t.name for t in settings.tenants)])}",
+        f"storage     {settings.storage.url}; counters {settings.counters.url}",
+    ]
+    print("ok", *lines, sep="\n  ")
+    return 0
+
+
+def _check_parts(settings: Settings) -> None:
+    """What only the parts themselves know to be wrong. Nothing is made or written. Raises ConfigError."""
+    from service.firewall.protected import registered
+    from service.records.store import database_path
+    from service.tenancy import keys, quota
+
+    database_path(settings)
+    quota.check(settings)
+    if os.environ.get(keys.SECRET_VARIABLE) or (settings.folder / "secret.key").exists():
+        keys.load_root(settings.folder)
+    registered(settings)
+    for index, text in enumerate(settings.protected):
+        if text.tenant and text.tenant not in _tenants(settings):
+            raise ConfigError(f"protected[{index}].tenant: there is no tenant {text.tenant!r}")
+
+
+def _check_model(settings: Settings) -> str:
+    if not settings.detection.enabled:
+        return "detection   off"
+    from service.firewall.policy import role_policies
+    from service.scoring.artifact import load_artifact
+
+    artifact = load_artifact(settings.artifact_path)
+    role_policies(settings.detection, artifact.manifest)
+    model = artifact.manifest.model
+    rates = f"flags at {settings.detection.flag_fpr:g}, blocks at {settings.detection.block_fpr:g} false positives"
+    return f"model       {artifact.manifest.name} {artifact.version[:12]} ({model.precision}), {rates}"
+
+
+# -- scan ------------------------------------------------------------------------------------------------------------
+
+
+class _Line(msgspec.Struct, frozen=True):
+    """One line of `scan`'s input. Other members of the object are not looked at."""
+
+    id: str | int | float | None
+    text: str
+    role: Role = "user"
+
+
+class _Lines:
+    """Reads `scan`'s input lazily, up to its end or its first bad line, which `fault` then describes."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+        self._decoder = msgspec.json.Decoder(_Line)
+        self.ids: deque[str | int | float | None] = deque()
+        self.fault: str | None = None
+
+    def __iter__(self) -> Iterator[tuple[str, Role]]:
+        number = 0
+        while raw := self._stream.readline(MAX_LINE_BYTES + 1):
+            number += 1
+            if not raw.strip():
+                continue
+            if len(raw) > MAX_LINE_BYTES:
+                self.fault = f"line {number}: longer than {MAX_LINE_BYTES} bytes"
+                return
+            try:
+                line = self._decoder.decode(raw)
+            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+                reason = error if isinstance(error, msgspec.DecodeError) else "not UTF-8"
+                self.fault = f"line {number}: {reason}"
+                return
+            self.ids.append(line.id)
+            yield line.text, line.role
+
+
+def _scan(options: argparse.Namespace) -> int:
+    from service.firewall.policy import role_policies
+    from service.firewall.scan import scan
+    from service.firewall.text_score import TextScorer
+    from service.scoring.artifact import load_artifact
+    from service.scoring.attack_index import AttackIndex
+    from service.scoring.encoder import Encoder
+    from service.tenancy.keys import SecretRoot, load_root
+
+    settings = config.load(options.config)
+    # Without a configuration there is no place for a secret: hashes are then only comparable within this output.
+    root = load_root(settings.folder) if options.config else SecretRoot(secrets.token_bytes(32))
+    artifact = load_artifact(settings.artifact_path)
+    policies = role_policies(settings.detection, artifact.manifest)
+    scorer = TextScorer(artifact, AttackIndex(artifact))
+    encoder = Encoder(artifact, settings.detection.threads)
+    lines = _Lines(sys.stdin.buffer)
+    encode = msgspec.json.Encoder().encode
+    out = sys.stdout.buffer
+    for scanned in scan(lines, scorer, encoder, policies, digest=root.digest("audit")):
+        decisive, action = scanned.verdict.decisive, scanned.verdict.action
+        category = decisive.category if decisive and action != "allow" else "benign"
+        result = {"id": lines.ids.popleft(), "score": scanned.score.score, "category": category, "action": action}
+        out.write(encode(result | {"findings": scanned.verdict.findings}) + b"\n")
+    out.flush()
+    if lines.fault is not None:
+        print(f"semantic-firewall: {lines.fault}", file=sys.stderr)
+        return 2
+    return 0
+
+
+# -- keys and audit --------------------------------------------------------------------------------------------------
+
+
+def _tenants(settings: Settings) -> set[str]:
+    return {DEFAULT_TENANT, *(tenant.name for tenant in settings.tenants)}
+
+
+def _keys_create(options: argparse.Namespace) -> int:
+    from service.records.store import Store, database_path
+    from service.tenancy.keys import Keys, load_root
+
+    settings = config.load(options.config)
+    if options.tenant not in _tenants(settings):
+        known = ", ".join(sorted(_tenants(settings)))
+        raise ConfigError(f"--tenant: there is no tenant {options.tenant!r}; there are {known}")
+    roles = [role.strip() for role in options.roles.split(",") if role.strip()]
+
+    async def create() -> str:
+        store = Store(database_path(settings))
+        try:
+            await store.open()
+            keys = Keys(store, load_root(settings.folder))
+            return (await keys.create(options.tenant, roles, options.expires_at)).key
+        finally:
+            await store.close()
+
+    print(asyncio.run(create()))
+    return 0
+
+
+def _keys_list(options: argparse.Namespace) -> int:
+    from service.records.store import KeyRow, Store, database_path
+
+    settings = config.load(options.config)
+
+    async def find() -> list[KeyRow]:
+        store = Store(database_path(settings))
+        try:
+            await store.open(create=False)
+            return await store.list_keys(options.tenant)
+        finally:
+            await store.close()
+
+    for key in asyncio.run(find()):
+        shown = {"id": key.id, "tenant": key.tenant, "roles": list(key.roles), "created_at": _iso(key.created_at)}
+        print(json.dumps(shown | {"expires_at": _iso(key.expires_at), "revoked_at": _iso(key.revoked_at)}))
+    return 0
+
+
+def _keys_revoke(options: argparse.Namespace) -> int:
+    from service.records.store import Store, database_path
+
+    settings = config.load(options.config)
+
+    async def revoke() -> bool:
+        store = Store(database_path(settings))
+        try:
+            await store.open(create=False)
+            return await store.revoke_key(options.id, time.time())
+        finally:
+            await store.close()
+
+    if not asyncio.run(revoke()):
+        raise ConfigError(f"there is no key {options.id!r} that could be revoked")
+    print(f"revoked {options.id}")
+    return 0
+
+
+def _audit_verify(options: argparse.Namespace) -> int:
+    from service.records.store import database_path, verify
+
+    path = database_path(config.load(options.config))
+    report = asyncio.run(verify(path))
+    for problem in report.problems:
+        print(f"{path}: {problem}", file=sys.stderr)
+    print(f"{'damaged' if report.problems else 'ok'}: {report.rows} audit rows in {path}")
+    return 1 if report.problems else 0
+
+
+def _artifact_expand(options: argparse.Namespace) -> int:
+    folder = config.load(options.config).artifact_path
+    importlib.import_module("service.scoring.expand").expand(folder, options.precision)
+    return 0
+
+
+# -- values ----------------------------------------------------------------------------------------------------------
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError("a port is 0 to 65535")
+    return int(text)
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError("at least 1")
+    return int(text)
+
+
+def _time(text: str) -> float:
+    """ISO 8601 (UTC where it names no zone) or seconds since the epoch."""
+    try:
+        return float(text)
+    except ValueError:
+        pass
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither ISO 8601 nor seconds since the epoch") from None
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+
+
+def _iso(moment: float | None) -> str | None:
+    return None if moment is None else datetime.fromtimestamp(moment, UTC).isoformat(timespec="seconds")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,62 @@
+"""What goes in, freed from its wire protocol: every string that a model can read, with its role and its place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import groupby
+from typing import Literal
+
+import msgspec
+
+Role = Literal["user", "tool", "document", "system"]
+ROLES: tuple[Role, ...] = ("user", "tool", "document", "system")
+
+
+class Segment(msgspec.Struct, frozen=True):
+    """One string that the model can read.
+
+    `role` is the trust the text deserves, not the wire's word for it: `tool` also stands for tool definitions, names,
+    schemas and assistant turns that the caller sends back; `document` for retrieved text and strings in unknown parts.
+    `pointer` is its RFC 6901 JSON pointer. `message` is the index of its message (-1: outside of any message).
+    """
+
+    text: str
+    role: Role
+    pointer: str
+    message: int = -1
+
+
+class Unscannable(msgspec.Struct, frozen=True):
+    """Binary content or a remote reference that no text guard can judge; `kind` is for example `image` or `file_id`."""
+
+    pointer: str
+    kind: str
+
+
+class Prompt(msgspec.Struct, frozen=True):
+    """Everything of one request that the guards judge."""
+
+    model: str
+    segments: tuple[Segment, ...]
+    unscannable: tuple[Unscannable, ...] = ()
+
+
+def joined_segments(prompt: Prompt) -> Iterator[Segment]:
+    """Texts that only their neighbourhood makes whole: the parts of one message, and neighbouring user messages.
+
+    An attack split over parts or over turns reads as one text to the model, so it is judged as one. Each joined segment
+    carries the pointer of its first part. Nothing is yielded where there is nothing to join.
+    """
+    for _, run in groupby(prompt.segments, key=lambda s: (s.message, s.role)):
+        parts = list(run)
+        if len(parts) > 1 and parts[0].message >= 0:
+            yield _join(parts)
+    in_messages = (s for s in prompt.segments if s.message >= 0)
+    for role, run in groupby(in_messages, key=lambda s: s.role):
+        parts = list(run)
+        if role == "user" and parts[0].message != parts[-1].message:
+            yield _join(parts)
+
+
+def _join(parts: list[Segment]) -> Segment:
+    return msgspec.structs.replace(parts[0], text="\n".join(part.text for part in parts))

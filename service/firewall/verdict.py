@@ -1,0 +1,58 @@
+"""What the guards found and what follows from it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal
+
+import msgspec
+
+Action = Literal["allow", "flag", "redact", "block"]
+Category = Literal[
+    "injection", "jailbreak", "extraction", "leak.secret", "leak.prompt", "hidden_text", "unscannable", "oversize"
+]
+
+_SEVERITY: dict[Action, int] = {"allow": 0, "flag": 1, "redact": 2, "block": 3}
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """What one guard saw, where, and how sure it is.
+
+    `score` is a probability or similarity in [0, 1], unrounded, for the audit log and operators only. `start` and `end`
+    are offsets in characters of the original text at `pointer`; `digest` is a keyed hash of that text, so that equal
+    texts can be recognised in the record without being kept.
+    """
+
+    guard: str
+    category: Category
+    score: float
+    action: Action
+    pointer: str = ""
+    start: int = 0
+    end: int = 0
+    digest: str = ""
+    detail: str = ""
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """The findings and the action: the severest of all of them. `unjudged` names guards that could not judge."""
+
+    action: Action = "allow"
+    findings: tuple[Finding, ...] = ()
+    unjudged: tuple[str, ...] = ()
+
+    @property
+    def decisive(self) -> Finding | None:
+        """The finding that the action rests on: the severest, then the surest."""
+        return max(self.findings, key=lambda f: (_SEVERITY[f.action], f.score), default=None)
+
+
+def severest(actions: Iterable[Action]) -> Action:
+    """The strongest of the actions; `allow` where there is none."""
+    return max(actions, key=_SEVERITY.__getitem__, default="allow")
+
+
+def decide(findings: Iterable[Finding], unjudged: Iterable[str] = ()) -> Verdict:
+    """Fold findings into one verdict."""
+    kept = tuple(findings)
+    return Verdict(severest(f.action for f in kept), kept, tuple(unjudged))

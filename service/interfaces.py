@@ -1,0 +1,269 @@
+"""What the gateway needs of its neighbours, and the neutral form of a request and of a piece of a reply.
+
+Each file of `api/` implements `Exchange` and `Wire` for one protocol; `app.py` hands in the rest. The gateway thus
+knows neither HTTP nor any provider's JSON.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from typing import Any, Protocol
+
+import msgspec
+
+from service.errors import WireError
+from service.firewall.prompt import Prompt
+from service.firewall.verdict import Verdict
+from service.records.audit import AuditRow
+
+Headers = Iterable[tuple[str, str]]
+Digest = Callable[[str], str]
+
+
+class Call(msgspec.Struct, frozen=True, kw_only=True):
+    """One parsed request.
+
+    `body` is what the caller sent, byte for byte. `max_output_tokens` counts all `choices` together, None where the
+    caller set no bound. `unknown_fields` are top-level members that this protocol does not know.
+    """
+
+    model: str
+    stream: bool
+    body: bytes
+    prompt: Prompt
+    system_texts: tuple[str, ...] = ()
+    user_texts: tuple[str, ...] = ()
+    max_output_tokens: int | None = None
+    choices: int = 1
+    unknown_fields: tuple[str, ...] = ()
+
+
+class Usage(msgspec.Struct, frozen=True):
+    """Tokens as the provider reports them."""
+
+    prompt_tokens: int
+    completion_tokens: int
+
+
+class Piece(msgspec.Struct, frozen=True, kw_only=True):
+    """A whole reply, or one event of a streamed one.
+
+    `texts` are (channel, text) for every string in it that carries model output; a channel names one text that grows
+    over the stream, as `choices/0/content`; one with a `#` repeats another's text in another form. `raw` leaves byte
+    for byte where no text is changed; else `Wire.rewrite` puts changed texts into `document`. `final` says that the
+    reply ends here for the caller (a finish reason), so that it waits for the whole verdict; `done` marks the very last
+    event, which waits for the audit row; `failed` an error that the provider reports in its stream.
+    """
+
+    raw: bytes
+    texts: tuple[tuple[str, str], ...] = ()
+    document: Any = None
+    usage: Usage | None = None
+    final: bool = False
+    done: bool = False
+    failed: bool = False
+
+
+class StreamReader(Protocol):
+    """Reads one streamed reply. Both methods raise UpstreamInvalid for what cannot be read, and so not be judged."""
+
+    def feed(self, chunk: bytes) -> list[Piece]:
+        """The events that these bytes complete."""
+
+    def finish(self) -> list[Piece]:
+        """The end of the bytes; raises where the reply is not complete."""
+
+
+class Wire(Protocol):
+    """One wire protocol's way of writing replies and errors."""
+
+    @property
+    def name(self) -> str:
+        """As it stands in the audit row."""
+
+    @property
+    def path(self) -> str:
+        """Below the provider's base address."""
+
+    def read_reply(self, body: bytes) -> Piece:
+        """A whole reply. Raises UpstreamInvalid."""
+
+    def read_error(self, body: bytes) -> Piece:
+        """The body of a provider's own error, in whatever form it has."""
+
+    def open_stream(self) -> StreamReader:
+        """A reader for one streamed reply."""
+
+    def rewrite(self, piece: Piece, texts: Sequence[str]) -> bytes | None:
+        """The piece with these texts in the place of its own, in their order; None where one cannot be changed."""
+
+    def clamp(self, call: Call, max_output_tokens: int) -> bytes:
+        """The call's body with its output bounded, every other byte as it is."""
+
+    def error_body(self, error: WireError) -> bytes:
+        """An error as the body of an answer."""
+
+    def error_event(self, error: WireError) -> bytes:
+        """An error within a stream that has begun."""
+
+
+class Exchange(Protocol):
+    """One request and its answer."""
+
+    request_id: str
+    credential: str
+    started: bool
+
+    @property
+    def wire(self) -> Wire:
+        """The protocol spoken."""
+
+    @property
+    def forwarded_headers(self) -> Mapping[str, str]:
+        """The caller's headers that may reach a provider."""
+
+    async def receive(self) -> Call:
+        """Read and parse the request. Raises RequestError, CallerLeft."""
+
+    async def gone(self) -> None:
+        """Return when the caller has left; waits for the request to be read first."""
+
+    async def start(self, status: int, headers: Headers) -> None:
+        """Begin the answer."""
+
+    async def send(self, data: bytes) -> None:
+        """Send a part of the answer's body."""
+
+    async def end(self, data: bytes = b"") -> None:
+        """Send the last part and end the answer."""
+
+
+class CallerLeft(Exception):
+    """The caller closed the connection before the request was read."""
+
+
+class Caller(Protocol):
+    """Who asks."""
+
+    @property
+    def tenant(self) -> str:
+        """The tenant's name."""
+
+    @property
+    def key_id(self) -> str:
+        """The key's id; empty in open mode."""
+
+    def authorise(self, sent: Iterable[tuple[str, str]]) -> None:
+        """Check the (role, JSON pointer) of each text sent. Raises Forbidden."""
+
+
+class Reservation(Protocol):
+    """Tokens set aside for a call. `headers` tell the caller what is left."""
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of the prompt, counted here."""
+
+    @property
+    def max_output_tokens(self) -> int | None:
+        """What each choice must be clamped to; None where nothing needs to be."""
+
+    @property
+    def headers(self) -> Sequence[tuple[str, str]]:
+        """`x-ratelimit-*`."""
+
+
+class Tenancy(Protocol):
+    """Who may ask for how much."""
+
+    async def authenticate(self, credential: str) -> Caller:
+        """Raises Unauthenticated."""
+
+    async def reserve(
+        self, caller: Caller, model: str, texts: Sequence[str], output_tokens: int | None, choices: int = 1
+    ) -> Reservation:
+        """Count the texts and set them and the longest reply aside. Raises LimitExceeded, ContextLengthExceeded.
+
+        `output_tokens` bounds all choices together; None where the caller set no bound.
+        """
+
+    async def count(self, model: str, texts: Sequence[str]) -> int:
+        """Tokens of the texts."""
+
+    async def settle(self, reservation: Reservation, prompt_tokens: int, completion_tokens: int) -> None:
+        """Replace the reservation by what was used."""
+
+
+class PromptGuard(Protocol):
+    """Judges what goes in."""
+
+    async def judge(self, prompt: Prompt, *, digest: Digest, cache_scope: str) -> Verdict:
+        """Raises UnavailableError where it cannot judge and fails closed."""
+
+
+class ReplyJudge(Protocol):
+    """Judges one reply while it streams."""
+
+    async def feed(self, channel: str, text: str) -> None:
+        """The next text of a channel."""
+
+    async def finish(self) -> None:
+        """The reply has ended; everything is judged after this."""
+
+    def cleared(self, channel: str) -> int:
+        """Characters of that channel, from its start, that may leave now."""
+
+    def render(self, channel: str, start: int, end: int) -> str:
+        """What may be sent for these characters."""
+
+    @property
+    def blocked(self) -> bool:
+        """Nothing more may leave."""
+
+    @property
+    def verdict(self) -> Verdict:
+        """Of what was judged so far."""
+
+
+class ReplyGuard(Protocol):
+    """Opens a judge for each reply."""
+
+    async def open(self, tenant: str, system_texts: Sequence[str], user_texts: Sequence[str]) -> ReplyJudge:
+        """A judge that knows the tenant's protected texts and this request's own."""
+
+
+class Reply(Protocol):
+    """A provider's answer whose head has arrived."""
+
+    status: int
+    content_type: str
+    headers: tuple[tuple[str, str], ...]
+
+    def chunks(self) -> AsyncIterator[bytes]:
+        """Its bytes as they come. Raises UpstreamError."""
+
+    async def close(self) -> None:
+        """Drop the connection unless everything was read."""
+
+
+class Provider(Protocol):
+    """Somebody who answers calls."""
+
+    name: str
+
+    async def open(self, path: str, body: bytes, *, stream: bool, headers: Mapping[str, str]) -> Reply:
+        """Send a call and wait for the answer's head. Raises UpstreamError."""
+
+
+class Router(Protocol):
+    """Chooses the provider of a model."""
+
+    def choose(self, model: str) -> Provider:
+        """Raises NotFound."""
+
+
+class AuditSink(Protocol):
+    """Keeps audit rows."""
+
+    async def write(self, row: AuditRow) -> None:
+        """Return when the row is durable. Raises StorageFailed where the policy is to fail closed."""

@@ -1,0 +1,124 @@
+"""What is known of one request so far, and its end: settled and recorded exactly once, whichever way it ends."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Callable
+from time import perf_counter
+from typing import Protocol
+
+import msgspec
+import structlog
+
+from service.errors import UpstreamUnreachable
+from service.firewall.verdict import Verdict, decide
+from service.interfaces import AuditSink, Call, Caller, Exchange, ReplyJudge, Reservation, Tenancy, Usage
+from service.records.audit import AuditFinding, AuditRow
+from service.release import Release
+
+_log = structlog.get_logger("gateway")
+
+
+class Books(Protocol):
+    """Where requests are settled, counted and recorded."""
+
+    tenancy: Tenancy
+    audit: AuditSink
+    observe: Callable[[AuditRow], None]
+
+
+class Ledger:
+    """Filled in while the request is on its way. `closing` is set once its end has begun; `forwarded` is when the
+    provider was called (0.0: not at all), `answered` whether an answer of it began.
+    """
+
+    def __init__(self, books: Books, exchange: Exchange) -> None:
+        self._books = books
+        self._exchange = exchange
+        self._begun = perf_counter()
+        self._time = time.time()
+        self.caller: Caller | None = None
+        self.call: Call | None = None
+        self.provider = ""
+        self.reservation: Reservation | None = None
+        self.prompt_verdict: Verdict | None = None
+        self.reply_verdict: Verdict | None = None
+        self.judge: ReplyJudge | None = None
+        self.release: Release | None = None
+        self.usage: Usage | None = None
+        self.forwarded = 0.0
+        self.answered = False
+        self.judge_s = self.upstream_s = self.reply_judge_s = 0.0
+        self.status = 0
+        self.error = ""
+        self.closing = False
+
+    async def close(self) -> None:
+        """Settle and record, once. Raises StorageFailed where the policy is to fail closed."""
+        self.closing = True
+        prompt_tokens, completion_tokens = await self._settle()
+        row = self._row(prompt_tokens, completion_tokens)
+        self._books.observe(row)
+        await self._books.audit.write(row)
+
+    async def _settle(self) -> tuple[int, int]:
+        """Settle what the provider reported, else the prompt and what was delivered; return what is recorded."""
+        reserved, call = self.reservation, self.call
+        if reserved is None or call is None:
+            return 0, 0
+        prompt_tokens = completion_tokens = 0
+        try:
+            if self.usage is not None:
+                prompt_tokens, completion_tokens = self.usage.prompt_tokens, self.usage.completion_tokens
+            elif self.answered or (self.forwarded and self.error != UpstreamUnreachable.code):
+                prompt_tokens = reserved.prompt_tokens
+            if self.usage is None and self.release is not None:
+                texts = ["".join(parts) for parts in self.release.texts.values()]
+                completion_tokens = await self._books.tenancy.count(call.model, texts)
+        except Exception as error:
+            log_unexpected(self._exchange.request_id, error)
+        finally:
+            await self._books.tenancy.settle(reserved, prompt_tokens, completion_tokens)
+        return prompt_tokens or reserved.prompt_tokens, completion_tokens
+
+    def _row(self, prompt_tokens: int, completion_tokens: int) -> AuditRow:
+        if self.reply_verdict is None and self.judge is not None:
+            self.reply_verdict = self.judge.verdict
+        verdicts = [v for v in (self.prompt_verdict, self.reply_verdict) if v is not None]
+        findings = [finding for verdict in verdicts for finding in verdict.findings]
+        folded = decide(findings)
+        decisive = folded.decisive
+        decided = bool(verdicts) and (not self.error or folded.action == "block")
+        call, caller = self.call, self.caller
+        return AuditRow(
+            time=self._time,
+            request_id=self._exchange.request_id,
+            tenant=caller.tenant if caller else "",
+            key_id=caller.key_id if caller else "",
+            protocol=self._exchange.wire.name,
+            model=call.model if call else "",
+            provider=self.provider,
+            action=folded.action if decided else "error",
+            category=decisive.category if decisive and decisive.action != "allow" else "",
+            status=self.status,
+            findings=tuple(msgspec.convert(finding, AuditFinding, from_attributes=True) for finding in findings),
+            unjudged=tuple(dict.fromkeys(name for verdict in verdicts for name in verdict.unjudged)),
+            unscannable=tuple(f"{u.pointer} {u.kind}" for u in call.prompt.unscannable) if call else (),
+            prompt_tokens=prompt_tokens,
+            completion_tokens=completion_tokens,
+            judge_ms=self.judge_s * 1e3,
+            upstream_ms=self.upstream_s * 1e3,
+            reply_judge_ms=self.reply_judge_s * 1e3,
+            total_ms=(perf_counter() - self._begun) * 1e3,
+            stream=call.stream if call else False,
+            unknown_fields=call.unknown_fields if call else (),
+            error=self.error,
+        )
+
+
+def log_unexpected(request_id: str, error: BaseException) -> None:
+    """Where it broke, without the message: that may quote the prompt."""
+    frames = traceback.extract_tb(error.__traceback__)
+    places = [f"{frame.filename.rpartition('/')[2]}:{frame.lineno}" for frame in frames[-6:]]
+    _log.error("unexpected", request_id=request_id, error=type(error).__name__, at=places)

@@ -1,0 +1,200 @@
+"""Keys of callers, and the root secret that every keyed hash hangs on.
+
+A key reads `sf-<id>-<secret>`. Only a keyed hash of its secret is stored, so neither the database alone nor the root
+alone is worth anything to a thief. Purpose keys come from the root by HKDF (RFC 5869), so that no two uses share one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import hmac
+import os
+import re
+import secrets
+import stat
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from service.errors import ConfigError, Unauthenticated
+
+SECRET_VARIABLE = "FIREWALL_SECRET_KEY"  # noqa: S105 -- the name of the variable
+MIN_SECRET_BYTES = 32
+MESSAGE_ROLES = ("user", "tool", "document", "system")
+CACHE_S = 0.5
+"""How long a stored key may be believed: a revocation by another process holds after this at the latest."""
+_CACHED_KEYS = 10_000
+
+_KEY = re.compile(r"sf-([a-z0-9]{4,64})-([A-Za-z0-9_-]{20,128})")
+_REFUSED = "The API key is missing or not valid."
+_NO_HASH = "0" * 64
+
+
+class SecretRoot:
+    """The root secret. Its value never leaves this object; `key` and `digest` derive from it."""
+
+    def __init__(self, value: bytes) -> None:
+        if len(value) < MIN_SECRET_BYTES:
+            raise ConfigError(f"{SECRET_VARIABLE}: at least {MIN_SECRET_BYTES} bytes are needed")
+        self._value = value
+
+    def key(self, purpose: str) -> bytes:
+        """32 bytes for one purpose."""
+        return HKDF(hashes.SHA256(), 32, salt=None, info=f"semantic-firewall/{purpose}".encode()).derive(self._value)
+
+    def digest(self, purpose: str) -> Callable[[str], str]:
+        """A keyed hash (BLAKE2b, 16 bytes as hex) that makes equal texts recognisable without keeping them."""
+        key = self.key(purpose)
+
+        def digest(text: str) -> str:
+            return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16, key=key).hexdigest()
+
+        return digest
+
+
+def load_root(folder: Path) -> SecretRoot:
+    """The root from the environment, else from `secret.key` beside the configuration, made (mode 0600) if missing.
+
+    Raises ConfigError where it is too short, or readable by others.
+    """
+    if given := os.environ.get(SECRET_VARIABLE):
+        return SecretRoot(given.encode())
+    path = folder / "secret.key"
+    try:
+        if not path.exists():
+            _make_secret(path)
+        if stat.S_IMODE(path.stat().st_mode) & 0o077:
+            raise ConfigError(f"{path}: others may read it; run: chmod 600 {path}")
+        value = path.read_bytes().strip()
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}; set {SECRET_VARIABLE} instead") from error
+    if len(value) < MIN_SECRET_BYTES:
+        raise ConfigError(f"{path}: shorter than {MIN_SECRET_BYTES} bytes")
+    return SecretRoot(value)
+
+
+def _make_secret(path: Path) -> None:
+    """Written whole and then linked to its name, so that two processes starting at once end up with the same one."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".secret.")  # mkstemp makes it 0600
+    try:
+        with os.fdopen(handle, "w") as stream:
+            stream.write(secrets.token_urlsafe(48) + "\n")
+        with contextlib.suppress(FileExistsError):
+            os.link(name, path)
+    finally:
+        os.unlink(name)
+
+
+class StoredKey(Protocol):
+    """What is kept of a key. Times are seconds since the epoch, None for never; `roles` are what it may send."""
+
+    @property
+    def id(self) -> str: ...  # noqa: D102
+    @property
+    def tenant(self) -> str: ...  # noqa: D102
+    @property
+    def digest(self) -> str: ...  # noqa: D102
+    @property
+    def roles(self) -> Sequence[str]: ...  # noqa: D102
+    @property
+    def expires_at(self) -> float | None: ...  # noqa: D102
+    @property
+    def revoked_at(self) -> float | None: ...  # noqa: D102
+
+
+class KeyStore(Protocol):
+    """Where keys are kept."""
+
+    async def find_key(self, key_id: str) -> StoredKey | None:
+        """The key with this id, revoked and expired ones included."""
+
+    async def add_key(
+        self,
+        *,
+        key_id: str,
+        tenant: str,
+        digest: str,
+        roles: tuple[str, ...],
+        created_at: float,
+        expires_at: float | None,
+    ) -> None:
+        """Keep a new key."""
+
+    async def revoke_key(self, key_id: str, at: float) -> bool:
+        """False where there is no such key that was still good."""
+
+
+class NewKey(msgspec.Struct, frozen=True):
+    """A key just made: `key` is shown once and kept nowhere."""
+
+    id: str
+    key: str
+
+
+class Keys:
+    """Makes keys and tells whose a presented one is."""
+
+    def __init__(self, store: KeyStore, root: SecretRoot, clock: Callable[[], float] = time.time) -> None:
+        self._store = store
+        self._hash_key = root.key("api-key")
+        self._clock = clock
+        self._cache: dict[str, tuple[float, StoredKey]] = {}
+
+    async def create(self, tenant: str, roles: Iterable[str] = (), expires_at: float | None = None) -> NewKey:
+        """Make and keep a key. No roles means all of them. Raises ConfigError for an unknown role or a past expiry."""
+        wanted = tuple(dict.fromkeys(roles)) or MESSAGE_ROLES
+        if unknown := sorted(set(wanted) - set(MESSAGE_ROLES)):
+            raise ConfigError(f"roles: unknown {', '.join(unknown)}; there are {', '.join(MESSAGE_ROLES)}")
+        now = self._clock()
+        if expires_at is not None and expires_at <= now:
+            raise ConfigError("expires_at: already past")
+        key_id, secret = secrets.token_hex(8), secrets.token_urlsafe(32)
+        await self._store.add_key(
+            key_id=key_id,
+            tenant=tenant,
+            digest=self._hash(key_id, secret),
+            roles=wanted,
+            created_at=now,
+            expires_at=expires_at,
+        )
+        return NewKey(key_id, f"sf-{key_id}-{secret}")
+
+    async def revoke(self, key_id: str) -> bool:
+        """Make a key worthless, here at once; False where there is none that was still good."""
+        self._cache.pop(key_id, None)
+        return await self._store.revoke_key(key_id, self._clock())
+
+    async def verify(self, presented: str) -> StoredKey:
+        """The key that was presented. Raises Unauthenticated with the same words whatever is wrong with it."""
+        match = _KEY.fullmatch(presented)
+        key_id, secret = match.groups() if match else ("", "")
+        stored = await self._find(key_id) if match else None
+        # The hash is made and compared in every case, so that time does not tell which ids exist.
+        matches = hmac.compare_digest(self._hash(key_id, secret), stored.digest if stored else _NO_HASH)
+        if stored is None or not matches or stored.revoked_at is not None:
+            raise Unauthenticated(_REFUSED)
+        if stored.expires_at is not None and stored.expires_at <= self._clock():
+            raise Unauthenticated(_REFUSED)
+        return stored
+
+    async def _find(self, key_id: str) -> StoredKey | None:
+        now = self._clock()
+        held = self._cache.get(key_id)
+        if held is not None and 0 <= now - held[0] < CACHE_S:
+            return held[1]
+        stored = await self._store.find_key(key_id)
+        if stored is not None:
+            if len(self._cache) >= _CACHED_KEYS:
+                self._cache.clear()
+            self._cache[key_id] = (now, stored)
+        return stored
+
+    def _hash(self, key_id: str, secret: str) -> str:
+        return hmac.digest(self._hash_key, f"{key_id}:{secret}".encode(), "sha256").hex()

@@ -1,0 +1,174 @@
+"""A model server inside the service, for trying the firewall out and for tests. It is no model: it follows rules.
+
+- `sandbox-echo` repeats the last user message.
+- `sandbox-leaky` obeys: asked for its instructions, it recites its system prompt; anything else it repeats.
+- `sandbox-words-N` writes N words.
+- `sandbox-slow-MS` echoes with a pause of MS milliseconds before each chunk.
+
+Where tools are offered and the last user message is `call <name> <json>`, any of them answers with that tool call.
+Every reply says `sandbox` in its `system_fingerprint`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping
+from typing import Any
+
+MODELS = ("sandbox-echo", "sandbox-leaky", "sandbox-words-100", "sandbox-slow-100")
+
+_FINGERPRINT = "sandbox: rules, not a model"
+_ASKS_FOR_PROMPT = re.compile(
+    r"\b(system|hidden|initial|developer)[ -]?(prompt|message|instructions?)\b|\byour (instructions|prompt|rules)\b"
+    r"|\b(everything|text|words|lines) (above|before)\b",
+    re.IGNORECASE,
+)
+_CALL = re.compile(r"call ([A-Za-z0-9_-]{1,64}) (\{.*\})\s*", re.DOTALL)
+_CHUNK = re.compile(r"\s*\S{1,24}|\s+")
+_WORDS = ("alpha", "bravo", "charlie", "delta", "echo", "foxtrot", "golf", "hotel", "india", "juliett")
+_MAX_WORDS = 100_000
+_MAX_PAUSE_MS = 60_000
+
+
+class SandboxReply:
+    """An answer of the sandbox (`interfaces.Reply`)."""
+
+    def __init__(self, status: int, content_type: str, parts: Iterator[bytes], pause_s: float = 0.0) -> None:
+        self.status = status
+        self.content_type = content_type
+        self.headers: tuple[tuple[str, str], ...] = ()
+        self._parts = parts
+        self._pause_s = pause_s
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """The bytes, with the model's pause before each part."""
+        for part in self._parts:
+            # Even without a pause: a long reply must let others have the event loop.
+            await asyncio.sleep(self._pause_s)
+            yield part
+
+    async def close(self) -> None:
+        """Stop writing."""
+        self._parts = iter(())
+
+
+class Sandbox:
+    """The provider (`interfaces.Provider`)."""
+
+    def __init__(self, name: str = "sandbox") -> None:
+        self.name = name
+
+    async def open(self, path: str, body: bytes, *, stream: bool, headers: Mapping[str, str]) -> SandboxReply:
+        """Answer a chat completion."""
+        del headers
+        request = json.loads(body)
+        if path != "/chat/completions":
+            return _failure(404, "The sandbox does not know this path.")
+        model = str(request.get("model"))
+        kind, _, number = model.removeprefix("sandbox-").partition("-")
+        if kind not in {"echo", "leaky", "words", "slow"} or (kind in {"words", "slow"}) != number.isdecimal():
+            return _failure(404, "The sandbox has no such model.")
+        pause_s = min(int(number), _MAX_PAUSE_MS) / 1e3 if kind == "slow" else 0.0
+        reply = _reply_to(request, kind, int(number or 0))
+        usage = _usage(request, reply)
+        base = {"id": "chatcmpl-sandbox", "created": int(time.time()), "model": model}
+        if not stream:
+            message = {"role": "assistant", "refusal": None, **reply}
+            choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": _reason(reply)}
+            document = {**base, "object": "chat.completion", "choices": [choice], "usage": usage}
+            document["system_fingerprint"] = _FINGERPRINT
+            return SandboxReply(200, "application/json", iter((_encode(document),)), pause_s)
+        wants_usage = (request.get("stream_options") or {}).get("include_usage") is True
+        base["object"] = "chat.completion.chunk"
+        base["system_fingerprint"] = _FINGERPRINT
+        return SandboxReply(200, "text/event-stream", _events(base, reply, usage if wants_usage else None), pause_s)
+
+
+def _reply_to(request: dict[str, Any], kind: str, number: int) -> dict[str, Any]:
+    messages = [message for message in request.get("messages") or () if isinstance(message, dict)]
+    asked = next((_text(m.get("content")) for m in reversed(messages) if m.get("role") == "user"), "")
+    call = _CALL.fullmatch(asked)
+    if call and request.get("tools"):
+        function = {"name": call.group(1), "arguments": call.group(2)}
+        return {"content": None, "tool_calls": [{"id": "call_sandbox", "type": "function", "function": function}]}
+    if kind == "words":
+        count = min(number, _MAX_WORDS)
+        return {"content": " ".join(_WORDS[index % len(_WORDS)] for index in range(count))}
+    if kind == "leaky" and _ASKS_FOR_PROMPT.search(asked):
+        system = [_text(m.get("content")) for m in messages if m.get("role") in {"system", "developer"}]
+        return {"content": "\n".join(system) or "I have no system prompt."}
+    return {"content": asked}
+
+
+def _text(content: Any) -> str:
+    if isinstance(content, str):
+        return content
+    parts = content if isinstance(content, list) else []
+    return "\n".join(part["text"] for part in parts if isinstance(part, dict) and isinstance(part.get("text"), str))
+
+
+def _events(base: dict[str, Any], reply: dict[str, Any], usage: dict[str, int] | None) -> Iterator[bytes]:
+    def event(delta: dict[str, Any], reason: str | None = None) -> bytes:
+        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}
+        document = {**base, "choices": [choice]}
+        if usage is not None:
+            document["usage"] = None
+        return b"data: " + _encode(document) + b"\n\n"
+
+    yield event({"role": "assistant", "content": None if reply.get("tool_calls") else ""})
+    for index, call in enumerate(reply.get("tool_calls") or ()):
+        function = call["function"]
+        head = {"index": index, "id": call["id"], "type": "function"}
+        yield event({"tool_calls": [{**head, "function": {"name": function["name"], "arguments": ""}}]})
+        for piece in _CHUNK.findall(function["arguments"]):
+            yield event({"tool_calls": [{"index": index, "function": {"arguments": piece}}]})
+    for piece in _CHUNK.findall(reply.get("content") or ""):
+        yield event({"content": piece})
+    yield event({}, _reason(reply))
+    if usage is not None:
+        yield b"data: " + _encode({**base, "choices": [], "usage": usage}) + b"\n\n"
+    yield b"data: [DONE]\n\n"
+
+
+def _reason(reply: dict[str, Any]) -> str:
+    return "tool_calls" if reply.get("tool_calls") else "stop"
+
+
+def _usage(request: dict[str, Any], reply: dict[str, Any]) -> dict[str, int]:
+    """Words, not tokens: enough to be added up."""
+    messages = request.get("messages") or ()
+    prompt = sum(len(_text(m.get("content")).split()) for m in messages if isinstance(m, dict))
+    calls = " ".join(call["function"]["arguments"] for call in reply.get("tool_calls") or ())
+    completion = len(f"{reply.get('content') or ''} {calls}".split())
+    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+
+
+def _failure(status: int, message: str) -> SandboxReply:
+    error = {"message": message, "type": "invalid_request_error", "param": "model", "code": "model_not_found"}
+    return SandboxReply(status, "application/json", iter((_encode({"error": error}),)))
+
+
+def _encode(document: dict[str, Any]) -> bytes:
+    return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
+
+
+async def sandbox_app(scope: Any, receive: Any, send: Any) -> None:
+    """The sandbox as an ASGI application of its own, for benchmarks and tests over a real socket: POST /v1/…"""
+    if scope["type"] != "http":
+        return
+    body = b""
+    while True:
+        message = await receive()
+        body += message.get("body", b"")
+        if not message.get("more_body"):
+            break
+    stream = bool(json.loads(body or b"{}").get("stream"))
+    reply = await Sandbox().open(scope["path"].removeprefix("/v1"), body, stream=stream, headers={})
+    headers = [(b"content-type", reply.content_type.encode())]
+    await send({"type": "http.response.start", "status": reply.status, "headers": headers})
+    async for part in reply.chunks():
+        await send({"type": "http.response.body", "body": part, "more_body": True})
+    await send({"type": "http.response.body", "body": b"", "more_body": False})

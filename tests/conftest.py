@@ -1,0 +1,48 @@
+"""The real service, as `make run` starts it, on an ephemeral port and in a folder of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import service.app
+from service import settings as config
+from tests.servers import running
+from tests.tiny_artifact import MarkedWordsEncoder, write_tiny_artifact
+
+REGISTERED_SECRET = "NORTHWIND-7F3K9-VAULT-OPENS-AT-0442-Q8Z"  # longer than any chunk of the sandbox
+
+
+@pytest.fixture(scope="session")
+def shipped_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a firewall with the shipped model, the sandbox, and one registered secret."""
+    with pytest.MonkeyPatch.context() as patch:
+        yield from serve(tmp_path_factory, patch, "")
+
+
+@pytest.fixture(scope="module")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """An artifact whose encoder knows one word ("ignore"), for what does not depend on the model."""
+
+    class Encoder(MarkedWordsEncoder):
+        execution_provider = "none"
+
+        def __init__(self, loaded: Any, threads: int) -> None:
+            super().__init__(loaded.tokenizer)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(service.app, "Encoder", Encoder)
+        yield write_tiny_artifact(tmp_path_factory.mktemp("models") / "tiny")
+
+
+def serve(folders: pytest.TempPathFactory, patch: pytest.MonkeyPatch, more: str) -> Iterator[str]:
+    """Serve the default configuration with `more` TOML below it."""
+    folder = folders.mktemp("service")
+    patch.setenv("TEST_REGISTERED_SECRET", REGISTERED_SECRET)
+    protected = '[[protected]]\nname = "vault"\nkind = "secret"\nvalue_env = "TEST_REGISTERED_SECRET"\n'
+    (folder / "firewall.toml").write_text(protected + more, encoding="utf-8")
+    with running(service.app.create_app(config.load(folder / "firewall.toml"))) as url:
+        yield url

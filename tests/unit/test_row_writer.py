@@ -1,0 +1,77 @@
+"""Audit rows written by the short way are the rows that the store reads, or an error says that they are not kept."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from service.errors import StorageFailed
+from service.records import row_writer
+from service.records.audit import AuditFinding, AuditRow
+from service.records.row_writer import RowWriter
+from service.records.store import Store
+
+ROW = AuditRow(
+    time=1.5,
+    request_id="req_1",
+    tenant="t",
+    action="block",
+    category="injection",
+    status=400,
+    findings=(AuditFinding("injection", "injection", 0.99, "block", "/messages/0/content", 3, 9, "d"),),
+    unscannable=("/a b",),
+    stream=True,
+)
+
+
+@pytest.fixture
+async def path(tmp_path: Path) -> Path:
+    path = tmp_path / "audit.db"
+    store = Store(path)
+    await store.open()
+    await store.close()
+    return path
+
+
+@pytest.fixture
+async def writer(path: Path) -> AsyncIterator[RowWriter]:
+    writer = RowWriter(path)
+    yield writer
+    await writer.close()
+
+
+async def test_a_written_row_is_read_back_by_the_store(path: Path, writer: RowWriter) -> None:
+    await writer.add_rows([ROW])
+    store = Store(path)
+    assert await store.find_row("req_1") == ROW
+    await store.close()
+
+
+async def test_of_a_batch_with_a_bad_row_none_is_kept(path: Path, writer: RowWriter) -> None:
+    with pytest.raises(StorageFailed):
+        await writer.add_rows([ROW, ROW])
+    with sqlite3.connect(path) as connection:
+        assert connection.execute("SELECT count(*) FROM audit").fetchone() == (0,)
+
+
+async def test_a_locked_database_is_an_error_and_then_written_to_again(
+    path: Path, writer: RowWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(row_writer, "BUSY_TIMEOUT_MS", 1)
+    holder = sqlite3.connect(path)
+    holder.execute("BEGIN EXCLUSIVE")
+    with pytest.raises(StorageFailed):
+        await writer.add_rows([ROW])
+    holder.rollback()
+    holder.close()
+    await writer.add_rows([ROW])
+
+
+async def test_a_file_that_is_not_there_is_an_error_and_not_made(path: Path) -> None:
+    writer = RowWriter(path.with_name("taken-away.db"))
+    with pytest.raises(StorageFailed):
+        await writer.add_rows([ROW])
+    await writer.close()
