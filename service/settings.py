@@ -86,8 +86,9 @@ class Detection(_Strict, frozen=True, kw_only=True):
     flag_fpr: Rate = 0.01
     block_fpr: Rate = 0.001
     mode: Literal["sequential", "overlap"] = "sequential"
-    max_windows: Positive = 2_048
-    deadline_s: PositiveSeconds = 20.0
+    # 512 windows are some 48,000 tokens: what a two-core machine judges within the deadline. Known turns cost nothing.
+    max_windows: Positive = 512
+    deadline_s: PositiveSeconds = 30.0
     threads: Annotated[int, Meta(ge=0)] = 0
     queue_windows: Positive = 8_192
     on_error: OnError = "block"
@@ -224,6 +225,8 @@ def check(settings: Settings) -> None:
     _unique("protected", [f"{p.tenant}/{p.name}" for p in settings.protected])
     for index, provider in enumerate(settings.providers):
         where = f"providers[{index}]"
+        if provider.kind == "anthropic":
+            raise ConfigError(f'{where}.kind: "anthropic" is not spoken by this version; use "openai" or "sandbox"')
         if provider.kind != "sandbox" and not provider.base_url.startswith(("http://", "https://")):
             raise ConfigError(f"{where}.base_url: an http(s) address is needed for kind {provider.kind!r}")
         if provider.api_key_env and provider.api_key_env not in os.environ:

@@ -16,6 +16,8 @@ from training.corpus import Row
 from training.e5_file import E5
 from training.fit import FitOptions, TrainingDiverged
 
+torch.set_num_threads(1)  # matrices this small only lose by being shared out
+
 WORDS = ["▁the", "▁cat", "▁sat", "▁on", "▁a", "▁mat", "▁please", "▁ignore", "▁rules", "▁now", "▁wire", "▁money"]
 LETTERS = [chr(code) for code in range(ord("a"), ord("z") + 1)]
 
@@ -220,7 +222,7 @@ def test_highest_logit_per_text_ignores_other_texts() -> None:
 
 
 def test_the_sanitised_view_is_what_training_cuts(e5: E5) -> None:
-    hidden = "ig​no​re the rules"
+    hidden = "ig\u200bno\u200bre the rules"
     plain = encode.encode([Row(text="ignore the rules", label=1, group="")], vocabulary.tokenizer(e5), most=4, seed=1)
     cut = encode.encode([Row(text=hidden, label=1, group="")], vocabulary.tokenizer(e5), most=4, seed=1)
     assert sanitise(hidden).text == "ignore the rules"

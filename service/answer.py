@@ -1,0 +1,164 @@
+"""From a provider's reply to the caller's answer: judged before it is released, whole or event by event."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from time import perf_counter
+
+from service.errors import PayloadTooLarge, StorageFailed, UpstreamInvalid, WireError, to_wire
+from service.firewall.verdict import Finding, Verdict, decide
+from service.interfaces import Call, Exchange, Piece, Reply, Usage
+from service.ledger import Ledger
+from service.release import Release
+
+_INLINE_BYTES = 65_536  # larger replies are parsed in a thread
+
+
+class Answer:
+    """Writes one answer; its audit row is durable before the answer ends."""
+
+    def __init__(self, ledger: Ledger, exchange: Exchange) -> None:
+        self._ledger = ledger
+        self._exchange = exchange
+
+    async def refuse(self, error: WireError, action: str) -> None:
+        """End the answer with an error: as its body before the first byte, as an event after it."""
+        wire = self._exchange.wire
+        if not self._exchange.started:
+            self._ledger.status = error.status
+        if not self._ledger.closing:
+            try:
+                await self._ledger.close()
+            except StorageFailed as failed:
+                error, action = to_wire(failed), "error"
+        if self._exchange.started:
+            await self._exchange.end(wire.error_event(error))
+            return
+        self._ledger.status = error.status
+        headers = [("content-type", "application/json"), *error.headers, *self.own_headers(action)]
+        await self._exchange.start(error.status, headers)
+        await self._exchange.end(wire.error_body(error))
+
+    async def forward(self, reply: Reply, call: Call) -> None:
+        """Answer with the provider's reply. Raises UpstreamInvalid for one that does not fit the call."""
+        failed = reply.status >= 400
+        if reply.status < 200 or 300 <= reply.status < 400:
+            raise UpstreamInvalid("The provider answered with a redirect or an unknown status.")
+        is_stream = reply.content_type == "text/event-stream"
+        if not failed and is_stream != call.stream:
+            raise UpstreamInvalid("The provider answered a streaming call with a whole reply, or the reverse.")
+        if is_stream and not failed:
+            await self._streaming(reply)
+        else:
+            await self._whole(reply, failed=failed)
+
+    async def _whole(self, reply: Reply, *, failed: bool) -> None:
+        judge, wire = self._ledger.judge, self._exchange.wire
+        assert judge is not None
+        body = b"".join([chunk async for chunk in reply.chunks()])
+        self._ledger.upstream_s = perf_counter() - self._ledger.forwarded
+        read = wire.read_error if failed else wire.read_reply
+        piece = read(body) if len(body) <= _INLINE_BYTES else await asyncio.to_thread(read, body)
+        release = self._ledger.release = Release(judge, wire)
+        self._ledger.usage = piece.usage
+        await release.take(piece)
+        await release.finish()
+        out = release.cleared()
+        self._ledger.reply_judge_s = release.judge_s
+        verdict = self._ledger.reply_verdict = release.verdict
+        if release.blocked:
+            await self.refuse(block_error(verdict, self._exchange.request_id, "reply"), "block")
+            return
+        self._ledger.status = reply.status
+        if failed or piece.failed:
+            self._ledger.error = "upstream_error"
+            self._ledger.usage = piece.usage or Usage(0, 0)
+        await self._ledger.close()
+        content_type = "application/json" if piece.document is not None else "text/plain; charset=utf-8"
+        action = decide([*_findings(self._ledger.prompt_verdict), *_findings(verdict)]).action
+        headers = [("content-type", content_type), *reply.headers, *self.own_headers(action)]
+        await self._exchange.start(reply.status, headers)
+        await self._exchange.end(out)
+
+    async def _streaming(self, reply: Reply) -> None:
+        judge, wire, exchange = self._ledger.judge, self._exchange.wire, self._exchange
+        assert judge is not None
+        release = self._ledger.release = Release(judge, wire)
+        reader = wire.open_stream()
+        tail = last = b""
+        try:
+            async for chunk in reply.chunks():
+                tail += await self._take(reader.feed(chunk), release)
+                out = release.cleared()
+                if release.blocked:
+                    break
+                if out:
+                    await self._begin_stream(reply)
+                    await exchange.send(out)
+            else:
+                tail += await self._take(reader.finish(), release)
+                if not release.blocked:
+                    await release.finish()
+                    last = release.cleared()
+        finally:
+            self._ledger.upstream_s = perf_counter() - self._ledger.forwarded
+            self._ledger.reply_judge_s = release.judge_s
+            self._ledger.reply_verdict = release.verdict
+        if release.blocked:
+            # The provider has nothing more to say to this caller: it must not go on billing while the row is written.
+            await reply.close()
+            await self.refuse(block_error(release.verdict, exchange.request_id, "reply"), "block")
+            return
+        self._ledger.status = reply.status
+        await self._ledger.close()
+        await self._begin_stream(reply)
+        await exchange.end(last + tail)
+
+    async def _take(self, pieces: list[Piece], release: Release) -> bytes:
+        """Give the pieces to the judge; return the bytes of the last event, which waits for the audit row."""
+        tail = b""
+        for piece in pieces:
+            if piece.usage is not None:
+                self._ledger.usage = piece.usage
+            if piece.failed:
+                self._ledger.error = "upstream_error"
+            if piece.done:
+                tail += piece.raw
+                continue
+            await release.take(piece)
+        return tail
+
+    async def _begin_stream(self, reply: Reply) -> None:
+        if self._exchange.started:
+            return
+        self._ledger.status = reply.status
+        action = self._ledger.prompt_verdict.action if self._ledger.prompt_verdict else "allow"
+        headers = [
+            ("content-type", "text/event-stream; charset=utf-8"),
+            ("cache-control", "no-cache"),
+            ("x-accel-buffering", "no"),
+            *reply.headers,
+            *self.own_headers(action),
+        ]
+        await self._exchange.start(reply.status, headers)
+
+    def own_headers(self, action: str) -> list[tuple[str, str]]:
+        """The request's id, its action, and what is left of its limits."""
+        own = [("x-firewall-request-id", self._exchange.request_id), ("x-firewall-action", action)]
+        return [*own, *self._ledger.reservation.headers] if self._ledger.reservation else own
+
+
+def _findings(verdict: Verdict | None) -> Sequence[Finding]:
+    return verdict.findings if verdict else ()
+
+
+def block_error(verdict: Verdict, request_id: str, what: str) -> WireError:
+    """What a blocked caller is told: the category and the request id, never a score."""
+    finding = verdict.decisive
+    category = finding.category if finding else "policy"
+    pointer = finding.pointer if finding and what == "prompt" else None
+    message = f"The {what} was blocked by the firewall: {category} (request {request_id})."
+    if category == "oversize":
+        return WireError(413, "invalid_request_error", PayloadTooLarge.code, message, pointer)
+    return WireError(400, "invalid_request_error", "content_filter", message, pointer)
