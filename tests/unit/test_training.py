@@ -183,9 +183,12 @@ def test_temperature_undoes_overconfidence() -> None:
     label = rng.integers(0, 4, 4_000)
     honest = rng.normal(0, 1, (4_000, 4))
     honest[np.arange(4_000), label] += 1.5
-    assert 2.4 < calibrate.fit_temperature((honest * 3).astype(np.float32), label) / calibrate.fit_temperature(
-        honest.astype(np.float32), label
-    ) < 3.7
+    assert (
+        2.4
+        < calibrate.fit_temperature((honest * 3).astype(np.float32), label)
+        / calibrate.fit_temperature(honest.astype(np.float32), label)
+        < 3.7
+    )
 
 
 def test_fusion_uses_similarity_only_where_it_speaks_for_attacks() -> None:

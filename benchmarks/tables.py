@@ -1,0 +1,254 @@
+"""RESULTS.md out of the kept figures: a section for each part that was measured, with its circumstances."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from benchmarks.results import PARTS, Measured, Results
+
+_ABOUT = """# Results
+
+Measured by `python -m benchmarks`; every part says when, on what and with which artifact. `results.json` holds all
+figures. Intervals are 95 %: Wilson for shares, percentile bootstrap for times."""
+
+
+def render(results: Results, pictures: Sequence[str] = ()) -> str:
+    """The whole file. `pictures` are paths relative to it, named `<part>_….png`."""
+    sections = [_ABOUT]
+    for part in PARTS:
+        if part in results.parts:
+            measured = results.parts[part]
+            sections.append(_head(part, measured))
+            sections += _SECTIONS[part](measured.figures)
+            sections += [f"![{_caption(path)}]({path})" for path in pictures if f"{part}_" in path]
+    missing = [part for part in PARTS if part not in results.parts]
+    if missing:
+        sections.append(f"Not measured yet: {', '.join(missing)}.")
+    return "\n\n".join(sections) + "\n"
+
+
+def _head(part: str, measured: Measured) -> str:
+    facts = [
+        ("Date", measured.date),
+        ("Commit", f"`{measured.commit or 'unknown'}`"),
+        ("Machine", f"{measured.machine}; load average {measured.load:g} before the start"),
+        ("Artifact", f"`{measured.artifact}`"),
+        ("Command", f"`{measured.command}`"),
+    ]
+    quick = "\n\n**Quick run: few rows and rounds. It shows that the benchmark works, not how good the firewall is.**"
+    return (
+        f"## {part.capitalize()}\n\n" + "  \n".join(f"{k}: {v}" for k, v in facts) + (quick if measured.quick else "")
+    )
+
+
+def _caption(path: str) -> str:
+    return path.rpartition("/")[2].removesuffix(".png").replace("_", " ")
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table; the first column is text, the others are figures."""
+    lines = [f"| {' | '.join(head)} |", f"|{'|'.join(['---'] + ['---:'] * (len(head) - 1))}|"]
+    return "\n".join(lines + [f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in rows])
+
+
+def percent(share: dict[str, Any] | None) -> str:
+    """A share with its interval; a dash where there is none."""
+    if not share or not share["total"]:
+        return "–"
+    return f"{share['value']:.1%} ({share['low']:.1%}–{share['high']:.1%})"
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """A figure; a dash where there is none."""
+    return "–" if value is None else f"{value:,.{digits}f}"
+
+
+def interval(value: dict[str, float], digits: int = 2) -> str:
+    """A figure with its interval."""
+    return f"{value['value']:.{digits}f} ({value['low']:.{digits}f}–{value['high']:.{digits}f})"
+
+
+# -- recall ----------------------------------------------------------------------------------------------------------
+
+_AXES = {"kinds": "Source and kind", "sources": "Source", "roles": "Role", "languages": "Language", "lengths": "Length"}
+
+
+def _recall(figures: dict[str, Any]) -> list[str]:
+    sections = list(figures["notes"])
+    sections.append(
+        "A benchmark's threshold is the score above which the stated share of its ordinary benign texts lies. "
+        "*Flagged* and *passed* are the default policy's: flag at 1 %, block at 0.1 % of the calibration's benign "
+        "texts. A text's length is counted in windows of at most 128 tokens."
+    )
+    for name, found in figures["benchmarks"].items():
+        whole = found["all"]
+        sections.append(f"### {name[0].upper()}{name[1:]}")
+        base = f"{found['attacks']} attacks, {found['benign']} benign texts; thresholds from {found['ordinary_benign']}"
+        base += " ordinary benign texts" + (" of the public dev sources" if found["borrowed"] else "")
+        if found["ordinary_benign"] < 1_000:
+            base += " (too few for 0.1 %: that column is the rate at which no benign text or only the highest passes)"
+        sections.append(base + ".")
+        sections.append(
+            table(
+                ("", "AUC against ordinary benign texts", "recall at 1 % FPR", "recall at 0.1 % FPR"),
+                [
+                    (method, number(row["auc"], 4), percent(row["recall_at_1pct"]), percent(row["recall_at_0.1pct"]))
+                    for method, row in found["methods"].items()
+                ],
+            )
+        )
+        sections.append(
+            table(
+                ("Default policy", "share"),
+                [
+                    ("attacks flagged or blocked", percent(whole.get("flagged"))),
+                    ("attacks blocked", percent(whole.get("blocked"))),
+                    ("benign texts passed", percent(whole.get("passed"))),
+                    ("benign texts blocked", percent(whole.get("blocked_benign"))),
+                    ("over-defence: benign texts with trigger words passed", percent(found["over_defence"])),
+                ],
+            )
+        )
+        sections += [_axis(title, found[axis]) for axis, title in _AXES.items() if found.get(axis)]
+    return sections
+
+
+def _axis(title: str, values: dict[str, Any]) -> str:
+    head = (title, "attacks", "benign", "AUC", "recall at 1 % FPR", "recall at 0.1 % FPR", "flagged", "benign passed")
+    return table(
+        head,
+        [
+            (
+                name,
+                str(row["attacks"]),
+                str(row["benign"]),
+                number(row.get("auc"), 4),
+                percent(row.get("recall_at_1pct")),
+                percent(row.get("recall_at_0.1pct")),
+                percent(row.get("flagged")),
+                percent(row.get("passed")),
+            )
+            for name, row in values.items()
+        ],
+    )
+
+
+# -- latency ---------------------------------------------------------------------------------------------------------
+
+
+def _latency(figures: dict[str, Any]) -> list[str]:
+    goal = figures["goal"]
+    sections = [
+        f"**{number(goal['p50_ms'], 1)} ms** (p50) for a {goal['tokens']}-token prompt on one core; "
+        f"the goal is at most {goal['ms']:g} ms: {'met' if goal['met'] else 'missed'}.",
+        "Milliseconds as p50 / p95 / p99. *Guard* is the whole guard as it serves, with batching and threads; the "
+        "stages and their *total* are measured without those.",
+    ]
+    columns = ("views", "tokenise", "encode", "index", "decide", "total", "guard")
+    for name, setting in figures["settings"].items():
+        rows = []
+        for length, stages in setting["lengths"].items():
+            cells = [f"{stages[c]['p50']:.2f} / {stages[c]['p95']:.2f} / {stages[c]['p99']:.2f}" for c in columns]
+            rows.append((f"{length} tokens, {stages['windows']} windows, {stages['total']['count']} prompts", *cells))
+        sections.append(table((f"{name}, {setting['execution_provider']}", *columns), rows))
+    return sections
+
+
+# -- overhead --------------------------------------------------------------------------------------------------------
+
+
+def _overhead(figures: dict[str, Any]) -> list[str]:
+    goal = figures["goal"]
+    sections = [
+        f"The gateway without scoring adds **{number(goal['added_p50_ms'])} ms** at p50; the goal is at most "
+        f"{goal['ms']:g} ms: {'met' if goal['met'] else 'missed'}.",
+        "Upstream, gateway and client share the machine. *Added* and *ratio* compare medians with going straight to "
+        "the upstream; the ways took turns request by request. Every request leaves a durable audit row.",
+    ]
+    for title, key in (("one client, whole answers", "answers"), ("one client, streams", "streams")):
+        found = figures[key]
+        rows: list[Sequence[str]] = []
+        for name, way in found["ways"].items():
+            against = found["against_direct"].get(name)
+            rows.append(
+                (
+                    name,
+                    _three(way["ms"]),
+                    _three(way["first_byte_ms"]),
+                    interval(against["added_ms"]) if against else "–",
+                    interval(against["added_p95_ms"]) if against else "–",
+                    interval(against["added_first_byte_ms"]) if against else "–",
+                    interval(against["ratio"]) if against else "–",
+                    number(way["cpu_ms"]),
+                    f"{way['not_200']} of {way['ms']['count']}",
+                )
+            )
+        columns: tuple[str, ...] = (
+            f"{title} (`{found['model']}`)",
+            "ms p50 / p95 / p99",
+            "first byte",
+            "added at p50",
+            "added at p95",
+        )
+        columns += ("added to first byte", "ratio", "server CPU ms", "not 200")
+        sections.append(table(columns, rows))
+    rates = figures["throughput"]
+    head = (
+        f"{rates['clients']} clients at once",
+        "requests/s (median of blocks)",
+        "lowest–highest",
+        "ms p50 / p95 / p99",
+    )
+    blocks = [
+        (
+            name,
+            number(way["per_second"], 0),
+            f"{way['lowest']:.0f}–{way['highest']:.0f}",
+            _three(way["ms"]),
+            str(way["not_200"]),
+        )
+        for name, way in rates["ways"].items()
+    ]
+    sections.append(table((*head, "not 200"), blocks))
+    return sections
+
+
+def _three(spread: dict[str, float]) -> str:
+    return f"{spread['p50']:.2f} / {spread['p95']:.2f} / {spread['p99']:.2f}"
+
+
+# -- leakage ---------------------------------------------------------------------------------------------------------
+
+
+def _leakage(figures: dict[str, Any]) -> list[str]:
+    modes = figures["modes"]
+    sections = [
+        f"{figures['cases']} replies written for this benchmark. A leak is *withheld* when its reply is blocked.",
+        table(
+            ("Stream mode", "leaks withheld", "false alarms", "ms per piece p50 / p95 / p99", "ms per reply"),
+            [
+                (
+                    mode,
+                    percent(found["withheld"]),
+                    percent(found["false_alarms"]),
+                    _three(figures["cost"][mode]["piece_ms"]),
+                    number(figures["cost"][mode]["reply_ms"], 1),
+                )
+                for mode, found in modes.items()
+            ],
+        ),
+    ]
+    cost = next(iter(figures["cost"].values()))
+    sections.append(f"Cost: an honest reply of {cost['characters']} characters in {cost['pieces']} pieces.")
+    for leak, title in ((True, "Leaks withheld"), (False, "Honest replies stopped")):
+        families = [name for name, entry in next(iter(modes.values()))["families"].items() if entry["leak"] == leak]
+        rows = []
+        for family in families:
+            cells = [modes[mode]["families"][family] for mode in modes]
+            rows.append((family, str(cells[0]["stopped"]["total"]), *(f"{c['stopped']['value']:.0%}" for c in cells)))
+        sections.append(table((title, "replies", *modes), rows))
+    return sections
+
+
+_SECTIONS = {"recall": _recall, "latency": _latency, "overhead": _overhead, "leakage": _leakage}
