@@ -13,7 +13,7 @@ from typing import Any, Literal
 import msgspec
 
 from benchmarks.intervals import spread
-from benchmarks.leak_cases import PERSONAS, Case, cases
+from benchmarks.leak_cases import PERSONAS, Case, cases, written_cases
 from benchmarks.prompts import prompt
 from benchmarks.results import Options
 from service.firewall.leakage import LeakageGuard
@@ -48,7 +48,7 @@ async def _measure(options: Options) -> dict[str, Any]:
     artifact = load_artifact(options.artifact)
     batcher = Batcher(Encoder(artifact))
     batcher.start()
-    found = cases()
+    found = cases() + written_cases()
     if options.quick:
         found = found[::4]
     figures: dict[str, Any] = {"modes": {}, "cost": {}, "cases": len(found)}

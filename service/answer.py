@@ -8,11 +8,12 @@ from time import perf_counter
 
 from service.errors import PayloadTooLarge, StorageFailed, UpstreamInvalid, WireError, to_wire
 from service.firewall.verdict import Finding, Verdict, decide
-from service.interfaces import Call, Exchange, Piece, Reply, Usage
+from service.interfaces import Call, Exchange, Piece, Reply, StreamReader, Usage
 from service.ledger import Ledger
 from service.release import Release
 
 _INLINE_BYTES = 65_536  # larger replies are parsed in a thread
+_SLICE_BYTES = 4_096  # of a stream, read at once
 
 
 class Answer:
@@ -62,6 +63,7 @@ class Answer:
         piece = read(body) if len(body) <= _INLINE_BYTES else await asyncio.to_thread(read, body)
         release = self._ledger.release = Release(judge, wire)
         self._ledger.usage = piece.usage
+        await release.take_headers(reply.headers)
         await release.take(piece)
         await release.finish()
         out = release.cleared()
@@ -77,7 +79,7 @@ class Answer:
         await self._ledger.close()
         content_type = "application/json" if piece.document is not None else "text/plain; charset=utf-8"
         action = decide([*_findings(self._ledger.prompt_verdict), *_findings(verdict)]).action
-        headers = [("content-type", content_type), *reply.headers, *self.own_headers(action)]
+        headers = [("content-type", content_type), *release.headers, *self.own_headers(action)]
         await self._exchange.start(reply.status, headers)
         await self._exchange.end(out)
 
@@ -88,13 +90,14 @@ class Answer:
         reader = wire.open_stream()
         tail = last = b""
         try:
+            await release.take_headers(reply.headers)
             async for chunk in reply.chunks():
-                tail += await self._take(reader.feed(chunk), release)
+                tail += await self._take_chunk(chunk, reader, release)
                 out = release.cleared()
                 if release.blocked:
                     break
                 if out:
-                    await self._begin_stream(reply)
+                    await self._begin_stream(reply, release)
                     await exchange.send(out)
             else:
                 tail += await self._take(reader.finish(), release)
@@ -112,8 +115,23 @@ class Answer:
             return
         self._ledger.status = reply.status
         await self._ledger.close()
-        await self._begin_stream(reply)
+        await self._begin_stream(reply, release)
         await exchange.end(last + tail)
+
+    async def _take_chunk(self, chunk: bytes, reader: StreamReader, release: Release) -> bytes:
+        """Read a chunk in slices: one may hold a thousand events, and others want their turn."""
+        tail = b""
+        for start in range(0, len(chunk), _SLICE_BYTES):
+            if start:
+                await asyncio.sleep(0)
+            part = chunk[start : start + _SLICE_BYTES]
+            large = reader.kept_bytes > _INLINE_BYTES
+            tail += await self._take(
+                await asyncio.to_thread(reader.feed, part) if large else reader.feed(part), release
+            )
+            if release.blocked:
+                break
+        return tail
 
     async def _take(self, pieces: list[Piece], release: Release) -> bytes:
         """Give the pieces to the judge; return the bytes of the last event, which waits for the audit row."""
@@ -127,9 +145,11 @@ class Answer:
                 tail += piece.raw
                 continue
             await release.take(piece)
+            if release.blocked:
+                break
         return tail
 
-    async def _begin_stream(self, reply: Reply) -> None:
+    async def _begin_stream(self, reply: Reply, release: Release) -> None:
         if self._exchange.started:
             return
         self._ledger.status = reply.status
@@ -138,7 +158,7 @@ class Answer:
             ("content-type", "text/event-stream; charset=utf-8"),
             ("cache-control", "no-cache"),
             ("x-accel-buffering", "no"),
-            *reply.headers,
+            *release.headers,
             *self.own_headers(action),
         ]
         await self._exchange.start(reply.status, headers)

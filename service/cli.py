@@ -325,8 +325,10 @@ def _positive(text: str) -> int:
 def _time(text: str) -> float:
     """ISO 8601 (UTC where it names no zone) or seconds since the epoch."""
     try:
-        return float(text)
-    except ValueError:
+        seconds = float(text)
+        datetime.fromtimestamp(seconds, UTC)  # refuses "nan", "inf" and what no calendar has
+        return seconds
+    except (ValueError, OverflowError, OSError):
         pass
     try:
         moment = datetime.fromisoformat(text)

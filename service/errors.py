@@ -11,6 +11,7 @@ A block is a value (`firewall.verdict.Verdict`), never an exception; these are f
     │   ├── Unauthenticated       401
     │   ├── Forbidden             403
     │   ├── NotFound              404
+    │   ├── RequestTimeout        408
     │   ├── PayloadTooLarge       413
     │   ├── UnsupportedMedia      415
     │   └── LimitExceeded         429  a quota or budget is spent
@@ -89,6 +90,14 @@ class NotFound(RequestError):
 
     status = 404
     code = "not_found"
+
+
+class RequestTimeout(RequestError):
+    """The body did not arrive within `caller_timeout_s`."""
+
+    status = 408
+    code = "request_timeout"
+    headers = {"connection": "close"}  # noqa: RUF012 -- nobody changes it
 
 
 class PayloadTooLarge(RequestError):

@@ -135,9 +135,10 @@ class _Request:
         try:
             await answer
         except CallerLeft:
-            self._ledger.error = "client_disconnected"
-            self._ledger.status = CLIENT_LEFT
-            await self._close_quietly()
+            if not self._ledger.closing:
+                self._ledger.error = "client_disconnected"
+                self._ledger.status = self._ledger.status or CLIENT_LEFT
+                await self._close_quietly()
             raise
         except Exception as error:
             await self._fail(error)

@@ -49,10 +49,11 @@ class Piece(msgspec.Struct, frozen=True, kw_only=True):
     """A whole reply, or one event of a streamed one.
 
     `texts` are (channel, text) for every string in it that carries model output; a channel names one text that grows
-    over the stream, as `choices/0/content`; one with a `#` repeats another's text in another form. `raw` leaves byte
-    for byte where no text is changed; else `Wire.rewrite` puts changed texts into `document`. `final` says that the
-    reply ends here for the caller (a finish reason), so that it waits for the whole verdict; `done` marks the very last
-    event, which waits for the audit row; `failed` an error that the provider reports in its stream.
+    over the stream, as `choices/0/content`; one with a `#` repeats another's text in another form; one that ends in `=`
+    is no such text but a value complete in itself, as an id, and is judged alone. `raw` leaves byte for byte where no
+    text is changed; else `Wire.rewrite` puts changed texts into `document`. `final` says that the reply ends here for
+    the caller (a finish reason), so that it waits for the whole verdict; `done` marks the very last event, which waits
+    for the audit row; `failed` an error that the provider reports in its stream.
     """
 
     raw: bytes
@@ -66,6 +67,10 @@ class Piece(msgspec.Struct, frozen=True, kw_only=True):
 
 class StreamReader(Protocol):
     """Reads one streamed reply. Both methods raise UpstreamInvalid for what cannot be read, and so not be judged."""
+
+    @property
+    def kept_bytes(self) -> int:
+        """Of the event that is not whole yet."""
 
     def feed(self, chunk: bytes) -> list[Piece]:
         """The events that these bytes complete."""
@@ -129,7 +134,7 @@ class Exchange(Protocol):
         """Return when the caller has left; waits for the request to be read first."""
 
     async def start(self, status: int, headers: Headers) -> None:
-        """Begin the answer."""
+        """Begin the answer. This, `send` and `end` raise CallerLeft where the caller does not read."""
 
     async def send(self, data: bytes) -> None:
         """Send a part of the answer's body."""
@@ -139,7 +144,7 @@ class Exchange(Protocol):
 
 
 class CallerLeft(Exception):
-    """The caller closed the connection before the request was read."""
+    """The caller closed the connection before the request was read, or does not read its answer."""
 
 
 class Caller(Protocol):
@@ -209,6 +214,9 @@ class ReplyJudge(Protocol):
 
     async def finish(self) -> None:
         """The reply has ended; everything is judged after this."""
+
+    async def whole(self, channel: str, text: str) -> str:
+        """Judge a text that is complete in itself; what may be sent of it, nothing once `blocked`."""
 
     def cleared(self, channel: str) -> int:
         """Characters of that channel, from its start, that may leave now."""

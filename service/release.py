@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Iterable
 from time import perf_counter
 
 from msgspec.structs import replace
@@ -13,30 +14,45 @@ from service.interfaces import Piece, ReplyJudge, Wire
 
 _SLICE_CHARS = 4_096
 """Of a long text the judge gets so much at once: it works on the event loop, and others want their turn."""
+_SLICE_TEXTS = 32
+"""And of many short ones so many."""
+_KNOWN_VALUES = 256
+_KNOWN_CHARS = 256
+_Span = tuple[str, int, int] | str
+"""A range of a channel, or what is sent for a value that was judged by itself."""
 
 
 class Release:
     """One reply between the judge and the caller.
 
-    `judge_s` is the seconds spent in the judge; `texts` keeps what the provider delivered, by channel, to count its
-    tokens.
+    `judge_s` is the seconds spent in the judge; `headers` are those that may be passed on; `texts` keeps what the
+    provider delivered, by channel, to count its tokens.
     """
 
     def __init__(self, judge: ReplyJudge, wire: Wire) -> None:
         self._judge = judge
         self._wire = wire
-        self._held: deque[tuple[Piece, tuple[tuple[str, int, int], ...]]] = deque()
+        self._held: deque[tuple[Piece, tuple[_Span, ...]]] = deque()
         self._lengths: dict[str, int] = {}
+        self._values: dict[tuple[str, str], str] = {}
         self._finished = False
         self._unwritable = False
+        self.headers: list[tuple[str, str]] = []
         self.texts: dict[str, list[str]] = {}
         self.judge_s = 0.0
 
     async def take(self, piece: Piece) -> None:
         """Hand one piece to the judge and hold it."""
-        spans: list[tuple[str, int, int]] = []
+        spans: list[_Span] = []
         begun = perf_counter()
-        for channel, text in piece.texts:
+        for number, (channel, text) in enumerate(piece.texts, 1):
+            if number % _SLICE_TEXTS == 0:
+                await asyncio.sleep(0)
+            if channel.endswith("="):
+                spans.append(await self._value(channel[:-1], text))
+                if self.blocked:
+                    break
+                continue
             start = self._lengths.get(channel, 0)
             self._lengths[channel] = start + len(text)
             spans.append((channel, start, start + len(text)))
@@ -47,6 +63,23 @@ class Release:
                 break
         self.judge_s += perf_counter() - begun
         self._held.append((piece, tuple(spans)))
+
+    async def take_headers(self, headers: Iterable[tuple[str, str]]) -> None:
+        """Judge the provider's headers; one that would have to be redacted is left out."""
+        for name, value in headers:
+            if await self._value(f"headers/{name}", value) == value:
+                self.headers.append((name, value))
+
+    async def _value(self, channel: str, text: str) -> str:
+        """What is sent for a value. Ids come again with every event and are judged once."""
+        known = self._values.get((channel, text))
+        if known is None:
+            known = await self._judge.whole(channel, text)
+            if len(text) <= _KNOWN_CHARS:
+                if len(self._values) >= _KNOWN_VALUES:
+                    self._values.clear()
+                self._values[channel, text] = known
+        return known
 
     async def _feed(self, channel: str, text: str) -> None:
         if len(text) <= _SLICE_CHARS:
@@ -73,7 +106,8 @@ class Release:
             piece, spans = self._held[0]
             if (piece.final or piece.done or piece.failed) and not self._finished:
                 break
-            if any(end > start and judge.cleared(channel) < end for channel, start, end in spans):
+            ranges = [span for span in spans if not isinstance(span, str)]
+            if any(end > start and judge.cleared(channel) < end for channel, start, end in ranges):
                 break
             written = self._written(piece, spans)
             if written is None:
@@ -97,8 +131,11 @@ class Release:
         found = (replace(f, action="block") if f.action == "redact" else f for f in verdict.findings)
         return decide(found, verdict.unjudged)
 
-    def _written(self, piece: Piece, spans: tuple[tuple[str, int, int], ...]) -> bytes | None:
-        texts = [self._judge.render(*span) if span[2] > span[1] else "" for span in spans]
+    def _written(self, piece: Piece, spans: tuple[_Span, ...]) -> bytes | None:
+        texts = [span if isinstance(span, str) else self._render(*span) for span in spans]
         if all(new == old for new, (_, old) in zip(texts, piece.texts, strict=True)):
             return piece.raw
         return self._wire.rewrite(piece, texts)
+
+    def _render(self, channel: str, start: int, end: int) -> str:
+        return self._judge.render(channel, start, end) if end > start else ""

@@ -6,16 +6,20 @@ import contextlib
 import json
 import shlex
 import socket
+from asyncio import TimerHandle
 from typing import Any
 
 import uvicorn
 from litestar import Litestar
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service.errors import ConfigError, FirewallError
 from service.settings import Settings
 from service.telemetry import logs
 
 GRACEFUL_SHUTDOWN_S = 30
+HEAD_TIMEOUT_S = 30.0
+MAX_HEAD_BYTES = 65_536
 
 
 def serve(settings: Settings) -> int:
@@ -36,8 +40,71 @@ def serve(settings: Settings) -> int:
     return 0 if server.started else 1
 
 
+class Connection(HttpToolsProtocol):
+    """A connection whose caller has bounded time and space for the head of each request: uvicorn bounds neither, and a
+    head sent byte by byte, or without end, would stay for ever. The body is bounded where it is read.
+    """
+
+    _timer: TimerHandle | None = None
+    _in_head = True
+    _head_bytes = 0
+
+    def connection_made(self, transport: Any) -> None:
+        """The clock runs before the first byte."""
+        super().connection_made(transport)
+        self._expect_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Nothing is left to wait for."""
+        self._stop_clock()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Count what belongs to a head that is still not whole."""
+        super().data_received(data)
+        if self._in_head:
+            self._head_bytes += len(data)
+            if self._head_bytes > MAX_HEAD_BYTES:
+                self.transport.abort()
+
+    def on_message_begin(self) -> None:
+        """The next request on this connection."""
+        super().on_message_begin()
+        self._in_head, self._head_bytes = True, 0
+        if self._timer is None:
+            self._expect_head()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """What follows the body (trailers) is no header: whoever was admitted cannot be somebody else afterwards."""
+        if self._in_head:
+            super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        """The application takes over."""
+        self._in_head = False
+        self._stop_clock()
+        super().on_headers_complete()
+
+    def on_response_complete(self) -> None:
+        """A caller who was answered before all of the body had come may end it, but not go on for ever."""
+        # `cycle` is the newest request: after a pipelined one that waits, nothing is unread yet.
+        unread = self.cycle.response_complete and self.cycle.more_body
+        super().on_response_complete()
+        if unread:
+            self._expect_head()
+
+    def _expect_head(self) -> None:
+        self._stop_clock()
+        self._timer = self.loop.call_later(HEAD_TIMEOUT_S, self.transport.abort)
+
+    def _stop_clock(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
 _OPTIONS: dict[str, Any] = {
-    "http": "httptools",
+    "http": Connection,
     "loop": "auto",  # uvloop where it is installed, which is everywhere but on Windows
     "ws": "none",
     "lifespan": "on",

@@ -30,13 +30,16 @@ class _Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 
 
 class Server(_Strict, frozen=True, kw_only=True):
-    """Where to listen and how much to read."""
+    """Where to listen and how much to read. `caller_timeout_s` bounds the whole upload, and each wait for the caller to
+    read on.
+    """
 
     host: str = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65535)] = 8080
     workers: Positive = 1
     max_body_bytes: Positive = 4_194_304
     max_messages: Positive = 2_048
+    caller_timeout_s: PositiveSeconds = 60.0
 
 
 class Auth(_Strict, frozen=True, kw_only=True):

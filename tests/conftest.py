@@ -10,6 +10,7 @@ import pytest
 
 import service.app
 from service import settings as config
+from service.scoring.encoder import Encoder
 from tests.servers import running
 from tests.tiny_artifact import MarkedWordsEncoder, write_tiny_artifact
 
@@ -20,6 +21,7 @@ REGISTERED_SECRET = "NORTHWIND-7F3K9-VAULT-OPENS-AT-0442-Q8Z"  # longer than any
 def shipped_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a firewall with the shipped model, the sandbox, and one registered secret."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(service.app, "Encoder", Encoder)  # also while a module has put a stand-in there
         yield from serve(tmp_path_factory, patch, "")
 
 
@@ -27,14 +29,14 @@ def shipped_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """An artifact whose encoder knows one word ("ignore"), for what does not depend on the model."""
 
-    class Encoder(MarkedWordsEncoder):
+    class StandIn(MarkedWordsEncoder):
         execution_provider = "none"
 
         def __init__(self, loaded: Any, threads: int) -> None:
             super().__init__(loaded.tokenizer)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(service.app, "Encoder", Encoder)
+        patch.setattr(service.app, "Encoder", StandIn)
         yield write_tiny_artifact(tmp_path_factory.mktemp("models") / "tiny")
 
 

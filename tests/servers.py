@@ -11,9 +11,9 @@ import uvicorn
 
 
 @contextlib.contextmanager
-def running(app: Any) -> Iterator[str]:
-    """Serve an application in a thread; gives its address."""
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", lifespan="on", ws="none"))
+def running(app: Any, **options: Any) -> Iterator[str]:
+    """Serve an application in a thread, with `options` of uvicorn; gives its address."""
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", lifespan="on", ws="none", **options))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     waiting = threading.Event()

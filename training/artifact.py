@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import subprocess
-from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
-from service.scoring.artifact import Calibration, FileEntry, Manifest, Model, Threshold
+from service.scoring.artifact import Calibration, Manifest, Model, Threshold, describe
+from service.scoring.artifact import write_manifest as write
 from training.corpus import LABELS
 
 SHIPPED = ("model.int8.onnx", "graph.onnx", "tokenizer.json", "attacks.faiss", "attacks.jsonl")
@@ -49,7 +46,7 @@ def write_manifest(
         base=base,
         created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         commit=commit(),
-        files=_entries(folder, SHIPPED),
+        files=describe(folder, SHIPPED),
         model=Model(file="model.int8.onnx", precision="int8", opset=18),
         labels=LABELS,
         max_tokens=max_tokens,
@@ -65,17 +62,8 @@ def write_manifest(
         parity=parity,
         quantisation=quantisation,
     )
-    text = msgspec.json.format(msgspec.json.encode(manifest), indent=1)
-    (folder / "manifest.json").write_bytes(text + b"\n")
+    write(manifest, folder)
     return manifest
-
-
-def _entries(folder: Path, names: Iterable[str]) -> dict[str, FileEntry]:
-    found = {}
-    for name in names:
-        blob = (folder / name).read_bytes()
-        found[name] = FileEntry(sha256=hashlib.sha256(blob).hexdigest(), bytes=len(blob))
-    return found
 
 
 def write_card(folder: Path, manifest: Manifest) -> None:

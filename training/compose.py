@@ -25,6 +25,9 @@ CARRIER_CHARS = (250, 1500)
 FOREIGN_SHARE = 0.3
 ATTEMPTS = 12
 
+# Share of injections whose errand is ordinary work, such as may stand in the benign twin too.
+ORDINARY_GOALS = 0.4
+
 PartName = Literal["goal", "framing", "wrapper", "carrier", "payload", "benign_instruction", "task", "question"]
 
 # What is attacked where: people type jailbreaks and prompt extraction, documents carry orders to the assistant.
@@ -211,10 +214,20 @@ class Grammar:
             goal = self._one("goal", category, language)
         if rng.random() < (0.12 if category == "extraction" else 0.06 if carrier and category == "injection" else 0.0):
             return Injected(sentence(goal.text), LABEL_ID[category])
+        if category == "injection" and rng.random() < ORDINARY_GOALS:
+            # What makes an injection is that it takes the assistant over, not that its errand is wicked.
+            goal = self._errand(goal.language)
         framing = self._one("framing", category, goal.language)
         while framing.source != "parts" and rng.random() < 0.7:
             framing = self._one("framing", category, goal.language)
         return Injected(sentence(framing.text.replace("{goal}", goal.text.rstrip(" ."))), LABEL_ID[category])
+
+    def _errand(self, language: str) -> Piece:
+        """An ordinary instruction, task or question in a goal's form: it begins small and ends without a full stop."""
+        kinds = [part for part in ("benign_instruction", "task", "question") if self._pool[part, "", language]]
+        piece = self._one(self._rng.choice(kinds or ["benign_instruction"]), "", language)
+        text = piece.text.removeprefix("Please ").strip().rstrip(".:")
+        return msgspec.structs.replace(piece, text=text[:1].lower() + text[1:], source="parts")
 
     def _harmless(self, form: str, attack: Injected, language: str) -> Injected:
         """Ordinary text for the attack's place, in its language and of about its length."""

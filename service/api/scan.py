@@ -10,7 +10,7 @@ import msgspec
 
 from service.api import strict_json
 from service.api.asgi import Handler, HttpExchange, malformed
-from service.api.chat import Reading
+from service.api.chat_prompt import Reading
 from service.api.chat_reply import ChatWire
 from service.api.strict_json import pointer
 from service.errors import PayloadTooLarge
@@ -38,9 +38,7 @@ def handler(gateway: Gateway, server: Server, *, open_mode: bool) -> Handler:
         return await asyncio.to_thread(parse_scan, body, server)
 
     async def handle(scope: Any, receive: Any, send: Any) -> None:
-        exchange = HttpExchange(
-            scope, receive, send, wire=wire, read=read, max_body_bytes=server.max_body_bytes, open_mode=open_mode
-        )
+        exchange = HttpExchange(scope, receive, send, wire=wire, read=read, server=server, open_mode=open_mode)
         try:
             await gateway.scan(exchange, lambda call, verdicts: write_verdicts(exchange.request_id, call, verdicts))
         except CallerLeft:

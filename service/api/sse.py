@@ -41,6 +41,11 @@ class Parser:
         self._lines: list[bytes] = []
         self._begun = False
 
+    @property
+    def kept_bytes(self) -> int:
+        """Of the event that is not whole yet."""
+        return len(self._buffer)
+
     def feed(self, chunk: bytes) -> list[Event]:
         """Take the next bytes and return the events that they complete.
 

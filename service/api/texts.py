@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import re
 from collections.abc import Iterator
+from itertools import chain, takewhile
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
@@ -16,27 +16,46 @@ Path = tuple[str | int, ...]
 
 _WORD_CHARACTERS = 40
 _TEXT_MEDIA = re.compile(r"text/|[^;,]*(?:json|xml|yaml|javascript|csv|markdown|html)", re.IGNORECASE)
+_PLAIN_KEY = re.compile(r"[A-Za-z0-9_$.:-]{1,64}")
+_OPAQUE = re.compile(r"(?:[!-~]{60,}\r?\n)*+[!-~]*\s*")
+_NOT_TEXT = re.compile("[\x00-\x08\x0e-\x1a\x1c-\x1f]")
+_UTF_16_OR_32 = re.compile(r";\s*charset=\"?(utf-?(?:16|32)(?:[lb]e)?)\"?\s*(?:;|$)", re.IGNORECASE)
 
 
-def segments_of(value: Any, path: Path, role: Role, message: int = -1) -> Iterator[Segment]:
-    """Every string of a JSON value, keys included.
+def segments_of(value: Any, path: Path, role: Role, message: int = -1, *, name: str = "") -> Iterator[Segment]:
+    """Every string of a JSON value, keys included, and its own `name` where that is the caller's text as well.
 
     Running text makes a segment each. Single words (keys, names, members of an enum) are judged together, in their
-    order, as one segment at the value's root: apart they say nothing, and a schema has hundreds.
+    order, as one segment at the value's root: apart they say nothing, and a schema has hundreds. A short phrase or a
+    word of another script is judged both ways: a sentence may be cut into phrases, and some scripts have no spaces.
     """
     words: list[tuple[str, Path]] = []
-    for text, place in _strings(value, path):
-        if _is_word(text):
+    for text, place in chain(((name, path),), _strings(value, path)):
+        if not text or text.isspace():
+            continue
+        if len(text) <= _WORD_CHARACTERS:
             words.append((text, place))
-        elif text and not text.isspace():
-            yield Segment(text, role, pointer(*place), message)
-    if words:
+        if len(text) > _WORD_CHARACTERS or not _is_word(text):
+            yield Segment(text, role, place_of(place), message)
+    if len(words) > 1 or (words and _is_word(words[0][0])):
         place = words[0][1] if len(words) == 1 else path
-        yield Segment("\n".join(text for text, _ in words), role, pointer(*place), message)
+        yield Segment("\n".join(text for text, _ in words), role, place_of(place), message)
+
+
+def place_of(path: Path) -> str:
+    """The JSON pointer of a path, up to its first key that is itself text: pointers are kept in the record, which holds
+    none, and thousands of strings below a key of a megabyte must not carry it each.
+    """
+    return pointer(*takewhile(lambda step: isinstance(step, int) or _PLAIN_KEY.fullmatch(step), path))
 
 
 def _is_word(text: str) -> bool:
-    return 0 < len(text) <= _WORD_CHARACTERS and text.isascii() and not any(character.isspace() for character in text)
+    return text.isascii() and not any(character.isspace() for character in text)
+
+
+def is_opaque(text: str) -> bool:
+    """Whether a string may be an address or base64, which no text guard can read: there are no spaces in those."""
+    return _OPAQUE.fullmatch(text) is not None
 
 
 def _strings(value: Any, path: Path) -> Iterator[tuple[str, Path]]:
@@ -53,15 +72,48 @@ def _strings(value: Any, path: Path) -> Iterator[tuple[str, Path]]:
 
 
 def text_of_data_url(url: str) -> str | None:
-    """The text within a `data:` URL (RFC 2397) of a textual media type; None for anything else."""
+    """The text within a `data:` URL (RFC 2397) of a textual media type, or whose bytes are text whatever it is called.
+
+    None for anything else.
+    """
     if url[:5].lower() != "data:":
         return None
     head, comma, payload = url[5:].partition(",")
-    if not comma or (head and not head.startswith(";") and not _TEXT_MEDIA.match(head)):
+    if not comma:
         return None
-    if not head.lower().rstrip().endswith(";base64"):
-        return unquote_to_bytes(payload).decode("utf-8", "replace")
+    raw = unquote_to_bytes(payload)
+    if head.lower().rstrip().endswith(";base64"):
+        raw = _base64(raw)
+    if charset := _UTF_16_OR_32.search(head):
+        return raw.decode(charset.group(1), "replace")
+    if not head or head.startswith(";") or _TEXT_MEDIA.match(head):
+        return raw.decode("utf-8", "replace")
+    return plain_text(raw)
+
+
+def plain_text(raw: bytes) -> str | None:
+    """Bytes as UTF-8 text, None where they are not that: a reader goes by what it finds, not by the media type."""
     try:
-        return base64.b64decode(unquote_to_bytes(payload), validate=False).decode("utf-8", "replace")
-    except (binascii.Error, ValueError):
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError:
         return None
+    return None if _NOT_TEXT.search(text) else text
+
+
+def text_of_base64(data: str) -> str | None:
+    """The text in bare base64; None where it is not base64 or its bytes are no text."""
+    raw = data.encode("utf-8", "replace")
+    return plain_text(_base64(raw)) if data and not raw.translate(None, _BASE64_ALPHABET) else None
+
+
+_BASE64_ALPHABET = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/-_= \t\r\n"
+
+
+def _base64(data: bytes) -> bytes:
+    """Decode as the most lenient reader does: either alphabet, padding missing or in the middle, noise between."""
+    decoded = b""
+    for part in re.split(b"=+", data.translate(bytes.maketrans(b"-_", b"+/"))):
+        letters = re.sub(rb"[^A-Za-z0-9+/]", b"", part)
+        letters = letters[: len(letters) - (len(letters) % 4 == 1)]
+        decoded += base64.b64decode(letters + b"=" * (-len(letters) % 4))
+    return decoded

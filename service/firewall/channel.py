@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 
+from service.firewall.encoded_runs import EncodedRuns
 from service.firewall.ngrams import RunTracker, Token, WordReader
 from service.firewall.patterns import LETTERS, VISIBLE, PatternTracker, Projector
 from service.firewall.protected import RequestProtection
@@ -34,6 +35,7 @@ class Channel:
             if (trackers := [PatternTracker(patterns) for patterns in protection.patterns if patterns.form == form])
         ]
         self.runs = [RunTracker(prints) for prints in protection.fingerprints]
+        self.encoded = EncodedRuns(protection.fingerprints) if self.runs else None
         self.words = WordReader() if self.runs or by_sentence else None
         self.sentences = SentenceSplitter()
         self.tokens: list[Token] = []
@@ -62,6 +64,8 @@ class Channel:
             for tracker in trackers:
                 if tracker.held is not None and tracker.held < held:
                     held = tracker.held
+        if self.encoded is not None and (at := self.encoded.held) is not None and at < held:
+            held = at
         for runs in self.runs:
             first = runs.held(self.words.partial if self.words is not None else None)
             if first is not None and first < held:

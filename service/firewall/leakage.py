@@ -21,10 +21,6 @@ from service.settings import Leakage
 
 Vectors = npt.NDArray[np.float32]
 
-# With vectors like those of multilingual-e5 unrelated sentences have cosines of 0.70-0.83, a prompt's paraphrases and
-# translations 0.91-0.97, and answers on the prompt's topic up to 0.92 (Harbor: "Would you like me to book the seaside
-# suite?" 0.91). A leak has many sentences, an answer must not be cut for one: so this is nearer to the upper end.
-LEAK_COSINE = 0.93
 # A sentence that is as near to what the user wrote, or to what every assistant says, tells nothing of the prompt.
 MARGIN = 0.02
 _MIN_WORDS = 4.0
@@ -106,6 +102,8 @@ class Embedder:
         self._tokenizer = artifact.tokenizer
         self._manifest = artifact.manifest
         self._deadline_s = deadline_s
+        # Where paraphrases end and answers on the prompt's topic begin depends on the encoder: its manifest knows.
+        self.leak_cosine = artifact.manifest.calibration.leak_cosine
         self._texts: OrderedDict[bytes, asyncio.Task[Vectors]] = OrderedDict()
 
     async def vectors(self, sentences: Sequence[str]) -> tuple[Vectors, npt.NDArray[np.intp]]:
@@ -178,7 +176,7 @@ class MeaningCheck:
             return scores
         rows, owners = await self._embedder.vectors(sentences)
         nearest = (rows @ told.T).max(axis=1, initial=-1.0)
-        suspects = np.flatnonzero(nearest >= LEAK_COSINE)
+        suspects = np.flatnonzero(nearest >= self._embedder.leak_cosine)
         if not len(suspects):
             return scores
         harmless = await self._harmless([sentences[owner] for owner in owners[suspects]])

@@ -14,6 +14,7 @@ text but for the comparison of one tail in each call.
 from __future__ import annotations
 
 import base64
+import codecs
 import json
 import unicodedata
 from bisect import bisect_right
@@ -39,7 +40,7 @@ _HEAD = 4
 
 
 class Owner(msgspec.Struct, frozen=True):
-    """Whose pattern it is. `disguise` is `exact`, `reversed`, `escaped`, `base64`, `hex`, `url`."""
+    """Whose pattern it is. `disguise` is one of those that `disguises` names."""
 
     name: str
     kind: Literal["secret", "prompt"]
@@ -168,10 +169,14 @@ def disguises(value: str) -> Iterable[tuple[str, str]]:
     """(disguise, text) of every way of writing a secret that is looked for."""
     yield "exact", value
     yield "reversed", value[::-1]
+    yield "rot13", codecs.encode(value, "rot13")
     yield "url", quote(value, safe="")
     # Tool arguments are JSON: a key of several lines has the letter n in the place of its line ends there.
     yield "escaped", json.dumps(value)[1:-1]
     yield "escaped", json.dumps(value, ensure_ascii=False)[1:-1]
+    # In \u0073, &#115; and lists of codes only the letters and digits count.
+    yield "escaped", "".join(f"u{unit.hex()}" for unit in _utf16(value))
+    yield "codes", "".join(str(ord(char)) for char in value)
     raw = value.encode()
     yield "hex", raw.hex()
     yield "hex", "".join(f"0x{byte:02x}" for byte in raw)
@@ -181,6 +186,14 @@ def disguises(value: str) -> Iterable[tuple[str, str]]:
         first, last = -(-8 * shift // 6), 8 * (shift + len(raw)) // 6
         for encode in (base64.b64encode, base64.urlsafe_b64encode):
             yield "base64", encode(bytes(shift) + raw).decode()[first:last]
+    for shift in range(5):
+        first, last = -(-8 * shift // 5), 8 * (shift + len(raw)) // 5
+        yield "base32", base64.b32encode(bytes(shift) + raw).decode()[first:last]
+
+
+def _utf16(value: str) -> Iterable[bytes]:
+    raw = value.encode("utf-16-be")
+    return (raw[at : at + 2] for at in range(0, len(raw), 2))
 
 
 def secret_patterns(name: str, value: str) -> Iterable[tuple[Form, str, Owner]]:

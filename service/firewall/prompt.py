@@ -47,15 +47,20 @@ def joined_segments(prompt: Prompt) -> Iterator[Segment]:
     An attack split over parts or over turns reads as one text to the model, so it is judged as one. Each joined segment
     carries the pointer of its first part. Nothing is yielded where there is nothing to join.
     """
-    for _, run in groupby(prompt.segments, key=lambda s: (s.message, s.role)):
-        parts = list(run)
-        if len(parts) > 1 and parts[0].message >= 0:
-            yield _join(parts)
-    in_messages = (s for s in prompt.segments if s.message >= 0)
-    for role, run in groupby(in_messages, key=lambda s: s.role):
-        parts = list(run)
-        if role == "user" and parts[0].message != parts[-1].message:
-            yield _join(parts)
+    turns: list[list[Segment]] = []
+    for message, run in groupby(prompt.segments, key=lambda s: s.message):
+        if message < 0:
+            continue
+        # By role, not by neighbourhood: a name or an odd member between two parts must not keep them apart.
+        roles: dict[Role, list[Segment]] = {}
+        for segment in run:
+            roles.setdefault(segment.role, []).append(segment)
+        yield from (_join(parts) for parts in roles.values() if len(parts) > 1)
+        turns.append(roles.get("user", []))
+    for spoken, neighbours in groupby(turns, key=bool):
+        said = list(neighbours)
+        if spoken and len(said) > 1:
+            yield _join([segment for turn in said for segment in turn])
 
 
 def _join(parts: list[Segment]) -> Segment:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import os
 from collections import OrderedDict
@@ -21,6 +22,7 @@ from service.firewall.patterns import (
     Form,
     Owner,
     PatternSet,
+    disguises,
     project,
     secret_patterns,
 )
@@ -75,8 +77,11 @@ class RequestProtection:
         return bool(self.prompts)
 
     def typed_by_user(self, text: str) -> bool:
-        """Whether the words of `text` stand in this order in something the user wrote."""
-        return bool(self.user_texts) and _spelled(words(text)) in self.typed.spelled
+        """Whether the words of `text`, forwards or backwards, stand in this order in something the user wrote."""
+        if not self.user_texts:
+            return False
+        spelled = self.typed.spelled
+        return _spelled(words(text)) in spelled or _spelled(words(text[::-1])) in spelled
 
     def overlap(self, tokens: Sequence[Token], *, typed: bool) -> tuple[str, float]:
         """(prompt's name, share of the sentence's 4-grams in it) where it is a near-verbatim copy, else ("", 0.0).
@@ -167,11 +172,17 @@ def _prints(texts: Iterable[ProtectedText]) -> _Prints:
         tokens = words(text.value)
         weight = sum(token.weight for token in tokens)
         if weight >= RUN_WEIGHT:
+            # Disguises by letters are other texts to look for; those by bytes are undone in the reply (`EncodedRuns`).
+            long.append((f"{text.name}, reversed", words(text.value[::-1])))
+            long.append((f"{text.name}, rot13", words(codecs.encode(text.value, "rot13"))))
             long.append((text.name, tokens))
         elif not _says_enough(text.value, weight):
             continue
         else:
-            patterns[LETTERS].setdefault(project(text.value, LETTERS), Owner(text.name, "prompt", "whole"))
+            for disguise, written in disguises(text.value):
+                if len(letters := project(written, LETTERS)) >= MIN_PATTERN:
+                    found = "whole" if disguise == "exact" else disguise
+                    patterns[LETTERS].setdefault(letters, Owner(text.name, "prompt", found))
         prompts.append(text.value)
     return _Prints(
         tuple(PatternSet(form, entries) for form, entries in patterns.items() if entries),

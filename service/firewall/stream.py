@@ -7,6 +7,7 @@ other. All offsets are characters of the channel's text, from its start.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -15,6 +16,7 @@ import msgspec
 from service.errors import GuardFailed, UnavailableError
 from service.firewall.channel import Channel
 from service.firewall.ngrams import Token
+from service.firewall.patterns import MIN_PATTERN
 from service.firewall.protected import RequestProtection
 from service.firewall.verdict import Action, Category, Finding, Verdict, decide
 from service.settings import Leakage
@@ -24,6 +26,8 @@ GUARD = "leakage"
 _MAX_FINDINGS = 64
 # Sentences with fewer words than this say too little to be compared by meaning.
 _MIN_MEANING_WORDS = 4.0
+# A sentence of nothing but these is an image or the like: it has no meaning, and an encoder would take minutes for it.
+_DATA = re.compile(r"[A-Za-z0-9+/=]{200,}")
 # A whole reply is read in strides of some milliseconds, and others get their turn in between.
 _STRIDE = 8_192
 # Longer user texts are folded in a thread, so that the event loop goes on.
@@ -38,6 +42,10 @@ class _Match(msgspec.Struct, frozen=True):
     end: int
     detail: str
     score: float = 1.0
+
+
+def _encoded(name: str, start: int, end: int) -> _Match:
+    return _Match("leak.prompt", start, end, f"{name}, encoded")
 
 
 class Closeness(Protocol):
@@ -89,7 +97,9 @@ class ReplyJudge:
             raise RuntimeError("text after the end of the reply")
         if self._blocked or not text:
             return
-        state = self._channel(channel)
+        await self._read(self._channel(channel), text)
+
+    async def _read(self, state: Channel, text: str) -> None:
         for start in range(0, len(text), _STRIDE):
             if start:
                 await asyncio.sleep(0)
@@ -101,6 +111,25 @@ class ReplyJudge:
             self._clear(state)
             if self._blocked:
                 return
+
+    async def whole(self, channel: str, text: str) -> str:
+        """Judge a text that is complete in itself, such as an id; what may be sent of it, "" once `blocked`.
+
+        Raises as `feed` does. `channel` is for the record only.
+        """
+        if self._blocked:
+            return ""
+        if len(text) < MIN_PATTERN and text.isascii():
+            return text
+        state = Channel(channel, self._protection, self._by_sentence)
+        await self._read(state, text)
+        if not self._blocked:
+            try:
+                await self._judge(state, self._end(state))
+                await self._judge_sentences([(state, state.sentences.pop())])
+            except Exception as error:
+                self._failed(state, error)
+        return "" if self._blocked else "".join(state.pieces(0, state.end))
 
     async def finish(self) -> None:
         """The reply has ended: judge what was held, then clear it. Raises as `feed` does."""
@@ -169,12 +198,16 @@ class ReplyJudge:
                     found.append(_Match(category, first, last, f"{owner.name}, {owner.disguise}"))
         if state.words is not None:
             found += self._take_words(state, state.words.feed(text, start))
+        if state.encoded is not None:
+            found += [_encoded(*run) for run in state.encoded.feed(text, start)]
         if self._by_sentence:
             state.sentences.feed(text)
         return found
 
     def _end(self, state: Channel) -> list[_Match]:
         found = self._take_words(state, state.words.finish()) if state.words is not None else []
+        if state.encoded is not None:
+            found += [_encoded(*run) for run in state.encoded.finish()]
         if self._by_sentence:
             state.sentences.finish()
         state.ended = True
@@ -221,7 +254,11 @@ class ReplyJudge:
                     name, share = self._protection.overlap(tokens, typed=True)
                 if name:
                     self._found(state, _Match("leak.prompt", start, end, f"{name}, near verbatim", share))
-                elif sum(token.weight for token in tokens) >= _MIN_MEANING_WORDS and not state.redacted(start, end):
+                elif (
+                    sum(token.weight for token in tokens) >= _MIN_MEANING_WORDS
+                    and not state.redacted(start, end)
+                    and not _DATA.fullmatch(state.slice(start, end))
+                ):
                     waiting.append((state, start, end))
         if waiting and self._closeness is not None and not self._blocked:
             scores = await self._closeness.leaks([state.slice(start, end) for state, start, end in waiting])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +44,14 @@ class Calibration(msgspec.Struct, frozen=True):
     """How window logits become a text's score.
 
     `length` holds (windows, offset) points: the offset is taken off the highest window logit, piecewise linear in
-    log2(windows) and flat outside, because the maximum over many windows is high by chance.
+    log2(windows) and flat outside, because the maximum over many windows is high by chance. `leak_cosine` is how near a
+    reply's sentence may come to a system prompt's.
     """
 
     temperature: float = 1.0
     fusion: Fusion = Fusion()
     length: tuple[tuple[int, float], ...] = ((1, 0.0),)
+    leak_cosine: float = 0.93
 
 
 class Threshold(msgspec.Struct, frozen=True):
@@ -132,6 +135,21 @@ def load_artifact(folder: Path) -> Artifact:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return Artifact(folder, manifest, tokenizer, hashlib.sha256(raw).hexdigest())
+
+
+def describe(folder: Path, names: Iterable[str]) -> dict[str, FileEntry]:
+    """Checksum and size of files in a folder."""
+    found = {}
+    for name in names:
+        blob = (folder / name).read_bytes()
+        found[name] = FileEntry(sha256=hashlib.sha256(blob).hexdigest(), bytes=len(blob))
+    return found
+
+
+def write_manifest(manifest: Manifest, folder: Path) -> None:
+    """Write `manifest.json`."""
+    text = msgspec.json.format(msgspec.json.encode(manifest), indent=1)
+    (folder / "manifest.json").write_bytes(text + b"\n")
 
 
 def _check(path: Path, manifest: Manifest) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from service.errors import ArtifactError
-from service.scoring.artifact import Artifact, FileEntry, Manifest, Model, load_artifact
+from service.scoring.artifact import Artifact, Model, describe, load_artifact, write_manifest
 from service.scoring.encoder import Encoder
 
 if TYPE_CHECKING:
@@ -52,12 +51,12 @@ def expand(folder: Path, precision: Precision = "fp16", out: Path | None = None)
     manifest = msgspec.structs.replace(
         artifact.manifest,
         model=Model(file=name, precision=precision, opset=artifact.manifest.model.opset),
-        files=_entries(aside, (name, "tokenizer.json", "attacks.faiss", "attacks.jsonl")),
+        files=describe(aside, (name, "tokenizer.json", "attacks.faiss", "attacks.jsonl")),
         quantisation=artifact.manifest.quantisation | {"expanded_from": artifact.version},
     )
-    _write(manifest, aside)
+    write_manifest(manifest, aside)
     figures = _gate(artifact, load_artifact(aside))
-    _write(msgspec.structs.replace(manifest, parity=artifact.manifest.parity | {"expanded": figures}), aside)
+    write_manifest(msgspec.structs.replace(manifest, parity=artifact.manifest.parity | {"expanded": figures}), aside)
     shutil.rmtree(target, ignore_errors=True)
     aside.rename(target)
     return target
@@ -141,16 +140,3 @@ def _save(model: onnx.ModelProto, path: Path) -> None:
     import onnx
 
     onnx.save(model, str(path))
-
-
-def _entries(folder: Path, names: Iterable[str]) -> dict[str, FileEntry]:
-    found = {}
-    for name in names:
-        blob = (folder / name).read_bytes()
-        found[name] = FileEntry(sha256=hashlib.sha256(blob).hexdigest(), bytes=len(blob))
-    return found
-
-
-def _write(manifest: Manifest, folder: Path) -> None:
-    text = msgspec.json.format(msgspec.json.encode(manifest), indent=1)
-    (folder / "manifest.json").write_bytes(text + b"\n")

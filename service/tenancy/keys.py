@@ -153,7 +153,7 @@ class Keys:
         if unknown := sorted(set(wanted) - set(MESSAGE_ROLES)):
             raise ConfigError(f"roles: unknown {', '.join(unknown)}; there are {', '.join(MESSAGE_ROLES)}")
         now = self._clock()
-        if expires_at is not None and expires_at <= now:
+        if expires_at is not None and not expires_at > now:  # not a number is no time either
             raise ConfigError("expires_at: already past")
         key_id, secret = secrets.token_hex(8), secrets.token_urlsafe(32)
         await self._store.add_key(

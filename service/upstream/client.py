@@ -18,7 +18,11 @@ MAX_ERROR_BYTES = 1_048_576
 
 _RETRIED = frozenset({502, 503, 504})
 _RETRY_PAUSE_S = 0.1
-_PASSED = frozenset({"retry-after", "retry-after-ms", "x-request-id", "x-should-retry"})
+# Not the rest of `openai-*`: it names the operator's organisation and project.
+_PASSED = frozenset(
+    {"retry-after", "retry-after-ms", "x-request-id", "x-should-retry"}
+    | {"openai-model", "openai-processing-ms", "openai-version"}
+)
 
 
 class SharedSession:
@@ -55,9 +59,7 @@ class HttpReply:
         self.status = response.status
         self.content_type = response.content_type
         self.headers = tuple(
-            (name.lower(), value)
-            for name, value in response.headers.items()
-            if name.lower() in _PASSED or name.lower().startswith("openai-")
+            (name.lower(), value) for name, value in response.headers.items() if name.lower() in _PASSED
         )
 
     async def chunks(self) -> AsyncIterator[bytes]:

@@ -98,6 +98,11 @@ class Judge:
     async def finish(self) -> None:
         self.finished = True
 
+    async def whole(self, channel: str, text: str) -> str:
+        self.text[channel] = text
+        self.blocked |= self.action == "block" and SECRET in text
+        return text.replace(SECRET, "#") if self.action == "redact" else text
+
     def cleared(self, channel: str) -> int:
         text = self.text.get(channel, "")
         if self.finished:
@@ -217,7 +222,7 @@ class Upstream:
         elif kind == "429":
             error = b'{"error":{"message":"slow down","type":"x","param":null,"code":"y"}}'
             writer.write(b"HTTP/1.1 429 No\r\ncontent-type: application/json\r\nretry-after: 3\r\n")
-            writer.write(b"set-cookie: a=b\r\nx-custom: z\r\n" + sized % len(error) + error)
+            writer.write(b"set-cookie: a=b\r\nx-custom: z\r\nopenai-organization: o\r\n" + sized % len(error) + error)
         elif kind == "error-leak":
             error = f'{{"error":{{"message":"bad key {SECRET}"}}}}'.encode()
             writer.write(b"HTTP/1.1 401 No\r\ncontent-type: application/json\r\n" + sized % len(error) + error)
@@ -270,7 +275,7 @@ def world() -> Iterator[World]:
     thread.start()
     assert ready.wait(5)
     settings = Settings(
-        server=Server(max_body_bytes=1_000_000, max_messages=100),
+        server=Server(max_body_bytes=1_000_000, max_messages=100, caller_timeout_s=1.0),
         auth=Auth(),
         providers=(
             Provider(name="up", kind="openai", models=("up-*",), base_url=f"http://127.0.0.1:{made.upstream.port}/v1"),

@@ -29,6 +29,7 @@ async def test_an_unchanged_body_and_reply_pass_byte_for_byte(world: Any, client
         "x-api-key": "callers-own",
         "cookie": "a=callers-own",
         "x-secret": "callers-own",
+        "idempotency-key": "callers-own",
         "te": "trailers",
         "traceparent": "00-abc-def-01",
     }
@@ -193,6 +194,7 @@ async def test_a_provider_s_own_error_passes_with_its_status(world: Any, ask: An
         assert answer.headers["retry-after"] == "3"
         assert "set-cookie" not in answer.headers
         assert "x-custom" not in answer.headers
+        assert "openai-organization" not in answer.headers
     row = world.row()
     assert (row.status, row.error) == (429, "upstream_error")
 

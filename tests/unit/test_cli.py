@@ -121,6 +121,13 @@ def test_a_key_that_would_make_no_sense_is_not_made(config, capsys, arguments, w
     assert word in failed(capsys, "keys", "create", *arguments, "--config", config())
 
 
+@pytest.mark.parametrize("moment", ["nan", "inf", "1e20", "-inf"])
+def test_a_key_never_expires_at_a_time_that_is_none(config, capsys, moment):
+    with pytest.raises(SystemExit):
+        cli.main(["keys", "create", "--tenant", "default", f"--expires-at={moment}", "--config", config()])
+    assert "--expires-at" in capsys.readouterr().err
+
+
 # -- audit -----------------------------------------------------------------------------------------------------------
 
 

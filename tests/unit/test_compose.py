@@ -75,7 +75,16 @@ def test_spans_hold_the_injected_text_and_not_the_carrier(rows):
     for row in rows:
         assert 0 <= row.span[0] < row.span[1] <= len(row.text)
     attacks = [row for row in rows if row.label]
-    assert all("thing number" in row.text[slice(*row.span)] for row in attacks)
+    inside = [row.text[slice(*row.span)] for row in attacks]
+    assert all("thing number" in text or text.startswith("For reason") for text in inside)
+    assert not any("Opening hours" in text for text in inside)
+
+
+def test_some_injections_ask_for_ordinary_work(rows):
+    inside = [row.text[slice(*row.span)] for row in rows if row.label == 1]
+    errands = [text for text in inside if "thing number" not in text]
+    assert 0.2 < len(errands) / len(inside) < 0.6
+    assert all(text.startswith("For reason") for text in errands)
 
 
 def test_all_roles_forms_and_labels_are_composed(rows):

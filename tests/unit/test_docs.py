@@ -21,7 +21,14 @@ ARCHITECTURE = (ROOT / "docs/ARCHITECTURE.md").read_text(encoding="utf-8")
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 DOCUMENTS = sorted(
     path
-    for pattern in ("*.md", "docs/**/*.md", "datasets/*.md", "benchmarks/*.md", "models/*/*.md", "models/*/*.json")
+    for pattern in (
+        "*.md",
+        "docs/**/*.md",
+        "datasets/*.md",
+        "benchmarks/*.md",
+        "models/*/*.md",
+        "models/*/manifest.json",
+    )
     for path in ROOT.glob(pattern)
 )
 READ_BY_PEOPLE = [

@@ -16,6 +16,7 @@ from service.errors import DeadlineExceeded, GuardFailed, Overloaded
 from service.firewall.leakage import LeakageGuard
 from service.firewall.protected import ProtectedText, ProtectedTexts
 from service.firewall.sentences import MAX_SENTENCE_CHARS, SentenceSplitter, split
+from service.scoring.artifact import Calibration
 from service.scoring.encoder import Encoded
 from service.settings import Leakage
 
@@ -61,7 +62,8 @@ class BagOfWords:
 
 
 ARTIFACT: Any = SimpleNamespace(
-    tokenizer=WordTokens(), manifest=SimpleNamespace(max_tokens=128, cls_id=0, sep_id=2, embedding_dim=384)
+    tokenizer=WordTokens(),
+    manifest=SimpleNamespace(max_tokens=128, cls_id=0, sep_id=2, embedding_dim=384, calibration=Calibration()),
 )
 
 

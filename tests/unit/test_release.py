@@ -33,6 +33,9 @@ class Judge:
     async def finish(self) -> None:
         self.finished = True
 
+    async def whole(self, channel: str, text: str) -> str:
+        return text
+
     def cleared(self, channel: str) -> int:
         text = self.texts[channel]
         return len(text) if self.finished else self.clears(text)

@@ -1,0 +1,273 @@
+"""OpenAI chat completions: what of a request is judged. Every string in it that a model can read becomes a segment.
+
+Fields and parts that are not known here are judged as documents and forwarded: a provider may know them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from itertools import islice
+from typing import Any
+
+from service.api import strict_json
+from service.api.asgi import malformed
+from service.api.strict_json import pointer
+from service.api.texts import Path, is_opaque, place_of, segments_of, text_of_base64, text_of_data_url
+from service.errors import PayloadTooLarge
+from service.firewall.prompt import Role, Segment, Unscannable
+
+MAX_TEXTS = 32_768
+"""Each is judged by itself. More could not be within any deadline, and only to count them takes long."""
+_ROLES: dict[str, Role] = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "tool": "tool",
+    "function": "tool",
+    "assistant": "tool",
+}
+NUMBERS = frozenset({"temperature", "top_p", "presence_penalty", "frequency_penalty"})
+INTEGERS = frozenset({"n", "max_tokens", "max_completion_tokens", "seed", "top_logprobs"})
+BOOLEANS = frozenset({"stream", "logprobs", "parallel_tool_calls", "store"})
+_ENUMS: dict[str, frozenset[str]] = {
+    "service_tier": frozenset({"auto", "default", "flex", "priority", "scale"}),
+    "reasoning_effort": frozenset({"none", "minimal", "low", "medium", "high", "xhigh"}),
+    "verbosity": frozenset({"low", "medium", "high"}),
+    "prompt_cache_retention": frozenset({"in-memory", "in_memory", "24h"}),
+    "tool_choice": frozenset({"none", "auto", "required"}),
+    "function_call": frozenset({"none", "auto"}),
+}
+_TOOL_FIELDS = frozenset({"tools", "functions", "tool_choice", "function_call", "response_format"})
+_DOCUMENT_FIELDS = frozenset(
+    {"audio", "logit_bias", "metadata", "modalities", "moderation", "prediction", "prompt_cache_key"}
+    | {"safety_identifier", "stop", "stream_options", "user", "web_search_options"}
+)
+KNOWN = NUMBERS | INTEGERS | BOOLEANS | _TOOL_FIELDS | _DOCUMENT_FIELDS | set(_ENUMS) | {"model", "messages"}
+OBJECTS = frozenset({"audio", "logit_bias", "metadata", "prediction", "response_format", "stream_options"})
+LISTS = frozenset({"tools", "functions", "modalities"})
+STRINGS = frozenset({"prompt_cache_key", "safety_identifier", "user"})
+_MESSAGE_FIELDS = frozenset(
+    {"audio", "content", "function_call", "name", "reasoning", "reasoning_content", "refusal", "tool_calls"}
+    | {"annotations", "tool_call_id"}
+)
+_QUIET = frozenset(
+    {
+        "text",
+        "audio",
+        "json_object",
+        "json_schema",
+        "function",
+        "content",
+        "include_usage",
+        "include_obfuscation",
+        "type",
+    }
+)
+"""Words of the protocol itself: a field of nothing but these says nothing to judge."""
+_THREE_WORDS = r"[A-Za-z]{2,}[_.:-]+[A-Za-z]{2,}[_.:-]+[A-Za-z]{2}"
+_IDENTIFIER = re.compile(rf"(?!.*{_THREE_WORDS})[A-Za-z0-9_.:-]{{1,40}}")
+"""Ids are not judged, unless they are sentences in disguise."""
+_PARTS = {"text": "text", "refusal": "refusal", "image_url": "image_url", "input_audio": "input_audio", "file": "file"}
+
+
+class Reading:
+    """Collects the segments of one request."""
+
+    def __init__(self) -> None:
+        self.segments: list[Segment] = []
+        self.unscannable: list[Unscannable] = []
+
+    def messages(self, messages: Any, max_messages: int) -> None:
+        """The conversation. Raises PayloadTooLarge over `max_messages`, MalformedRequest for wrong types."""
+        if not isinstance(messages, list) or not messages:
+            raise malformed("/messages", "a list of at least one message")
+        if len(messages) > max_messages:
+            raise PayloadTooLarge(f"More than {max_messages} messages.", pointer="/messages")
+        for index, message in enumerate(messages):
+            self._message(message, index)
+
+    def _message(self, message: Any, index: int) -> None:
+        path: Path = ("messages", index)
+        if not isinstance(message, dict):
+            raise malformed(pointer(*path), "a message object")
+        wire_role = message.get("role")
+        if not isinstance(wire_role, str):
+            raise malformed(pointer(*path, "role"), "a role")
+        role = _ROLES.get(wire_role.strip().lower(), "document")  # a lenient reader would not mind the case
+        if wire_role not in _ROLES:
+            self._text(wire_role, (*path, "role"), "document", index)
+        for name, value in message.items():
+            place: Path = (*path, name)
+            if name == "role" or (name in _MESSAGE_FIELDS and value is None):
+                continue
+            if name == "content":
+                self._content(value, place, role, index)
+            elif name == "tool_calls":
+                self._tool_calls(value, place, index)
+            elif name == "function_call":
+                self._function(value, place, index)
+            elif name == "name":
+                self._text(_string(value, place), place, "tool", index)
+            elif name in {"refusal", "reasoning", "reasoning_content"} and isinstance(value, str):
+                self._text(value, place, "tool", index)
+            elif name != "tool_call_id":
+                self._other(name, value, path, index)
+            elif not _IDENTIFIER.fullmatch(_string(value, place)):
+                self._text(value, place, "document", index)
+
+    def _content(self, content: Any, path: Path, role: Role, message: int) -> None:
+        if isinstance(content, str):
+            self._text(content, path, role, message)
+            return
+        if not isinstance(content, list):
+            raise malformed(pointer(*path), "a string or a list of content parts")
+        for index, part in enumerate(content):
+            place = (*path, index)
+            if isinstance(part, str):
+                self._text(part, place, role, message)
+            elif isinstance(part, dict):
+                self._part(part, place, role, message)
+            else:
+                raise malformed(pointer(*place), "a content part")
+
+    def _part(self, part: dict[str, Any], path: Path, role: Role, message: int) -> None:
+        kind = part.get("type")
+        if not isinstance(kind, str):
+            raise malformed(pointer(*path, "type"), "the type of a content part")
+        field = _PARTS.get(kind)
+        if field is None:
+            self._text(kind, (*path, "type"), "document", message)
+        elif field not in part:
+            raise malformed(pointer(*path, field), f"the field of a part of type {kind}")
+        for name, value in part.items():
+            place = (*path, name)
+            if name == "type":
+                continue
+            if name == field and kind in {"text", "refusal"}:
+                self._text(_string(value, place), place, role, message)
+            elif name == field:
+                self._attachment(value, kind, place, message)
+            else:
+                self._other(name, value, path, message)
+
+    def _attachment(self, value: Any, kind: str, path: Path, message: int) -> None:
+        """An image, a sound or a file: text where it is text, else something that no text guard can read."""
+        if isinstance(value, str) and kind == "image_url":
+            value = {"url": value}  # a form that some servers accept
+        if not isinstance(value, dict):
+            raise malformed(pointer(*path), "an object")
+        wanted = {"image_url": ("url",), "input_audio": ("data",), "file": ("file_data", "file_id")}[kind]
+        if not any(name in value for name in wanted):
+            raise malformed(pointer(*path, wanted[0]), "a string")
+        for name, item in value.items():
+            place = (*path, name)
+            if name not in wanted:
+                if name not in {"detail", "filename", "format"}:
+                    self._other(name, item, path, message)
+                elif name == "filename" or not isinstance(item, str) or not _IDENTIFIER.fullmatch(item):
+                    self._add(segments_of(item, place, "document", message))
+                continue
+            if item is None:
+                continue
+            text = text_of_data_url(_string(item, place))
+            if text is None and name == "file_data":
+                text = text_of_base64(item)
+            if text is None and not is_opaque(item):
+                text = item
+            if text is None:
+                self.unscannable.append(Unscannable(pointer(*place), "file_id" if name == "file_id" else kind))
+            else:
+                self._text(text.replace("\x00", ""), place, "document", message)
+
+    def _tool_calls(self, calls: Any, path: Path, message: int) -> None:
+        if not isinstance(calls, list):
+            raise malformed(pointer(*path), "a list of tool calls")
+        for index, call in enumerate(calls):
+            if not isinstance(call, dict):
+                raise malformed(pointer(*path, index), "a tool call")
+            for name, value in call.items():
+                place = (*path, index, name)
+                if name in {"function", "custom"}:
+                    self._function(value, place, message)
+                elif name not in {"id", "type", "index"}:
+                    self._other(name, value, (*path, index), message)
+                elif isinstance(value, str) and not _IDENTIFIER.fullmatch(value):
+                    self._text(value, place, "document", message)
+                elif isinstance(value, (dict, list)):
+                    self._add(segments_of(value, place, "document", message))
+
+    def _function(self, function: Any, path: Path, message: int) -> None:
+        if not isinstance(function, dict):
+            raise malformed(pointer(*path), "an object")
+        for name, value in function.items():
+            place = (*path, name)
+            if name in {"name", "arguments", "input"} and isinstance(value, str):
+                self._text(value, place, "tool", message)
+                if name == "arguments" and "\\" in value:
+                    self._unescaped(value, place, message)
+            elif name in {"name", "arguments"}:
+                raise malformed(pointer(*place), "a string")
+            else:
+                self._other(name, value, path, message, "tool")
+
+    def _unescaped(self, arguments: str, path: Path, message: int) -> None:
+        """Arguments are JSON in a string: their own escapes are judged by what they say."""
+        try:
+            value = json.loads(arguments)
+        except (ValueError, RecursionError):
+            return
+        texts = "\n".join(s.text for s in segments_of(value, (), "tool"))
+        self._text(strict_json.whole(texts).replace("\x00", ""), path, "tool", message)
+
+    def fields(self, request: dict[str, Any]) -> None:
+        """Everything beside the messages."""
+        for name, value in request.items():
+            if name not in KNOWN:
+                self._other(name, value, (), -1)
+                continue
+            if name in {"messages", "model"} or value is None or isinstance(value, (bool, int, float)):
+                continue
+            if isinstance(value, str) and value in _ENUMS.get(name, ()):
+                continue
+            if name == "logit_bias" and all(k.isdecimal() and type(v) in {int, float} for k, v in value.items()):
+                continue  # token ids
+            if name in {"tools", "functions"}:
+                self._tools(value, name)
+                continue
+            role: Role = "tool" if name in _TOOL_FIELDS else "document"
+            found = list(segments_of(value, (name,), role))
+            if not all(word in _QUIET for s in found for word in s.text.split("\n")):
+                self._add(found)
+
+    def _tools(self, tools: list[Any], field: str) -> None:
+        for index, tool in enumerate(tools):
+            if not isinstance(tool, dict):
+                raise malformed(pointer(field, index), "a tool definition")
+            if field == "tools" and tool.get("type") == "function":
+                function = tool.get("function")
+                if not isinstance(function, dict):
+                    raise malformed(pointer(field, index, "function"), "a function definition")
+                _string(function.get("name"), (field, index, "function", "name"))
+            self._add(segments_of(tool, (field, index), "tool"))
+
+    def _add(self, found: Iterable[Segment]) -> None:
+        self.segments += islice(found, MAX_TEXTS - len(self.segments) + 1)
+        if len(self.segments) > MAX_TEXTS:
+            raise PayloadTooLarge(f"The body holds more than {MAX_TEXTS} texts.")
+
+    def _other(self, name: str, value: Any, path: Path, message: int, role: Role = "document") -> None:
+        """A member that is not known here: its name is text as well, whatever it holds."""
+        unknown = "" if name in _MESSAGE_FIELDS else name
+        self._add(segments_of(value, (*path, name), role, message, name=unknown))
+
+    def _text(self, text: str, path: Path, role: Role, message: int) -> None:
+        if text:
+            self._add((Segment(text, role, place_of(path), message),))
+
+
+def _string(value: Any, path: Path) -> str:
+    if not isinstance(value, str):
+        raise malformed(pointer(*path), "a string")
+    return value
