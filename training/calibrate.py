@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -29,14 +28,6 @@ ROLES = ("user", "tool", "document", "system")
 LENGTH_POINTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 _LENGTH_DRAWS = 4_000
 _LENGTH_RATE = 0.01
-
-
-class Outputs(msgspec.Struct, frozen=True):
-    """The serving model on windows: `logits` float32 (n, labels), `similarity` float32 (n,), `text` int64 (n,)."""
-
-    logits: npt.NDArray[np.float32]
-    similarity: npt.NDArray[np.float32]
-    text: npt.NDArray[np.int64]
 
 
 def fit_temperature(logits: npt.NDArray[np.float32], label: npt.NDArray[np.int64]) -> float:

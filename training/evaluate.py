@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +75,7 @@ def report(rows: Sequence[Row], scores: Scores) -> dict[str, Any]:
         "ece": calibration_error(scores.score, ~benign),
         "kinds": {},
     }
-    for kind in _ordered(kinds):
+    for kind in sorted(set(kinds)):
         inside = kinds == kind
         entry: dict[str, Any] = {"texts": int(inside.sum())}
         if (inside & ~benign).any():
@@ -103,10 +103,6 @@ def print_report(figures: dict[str, Any]) -> None:
 def read_rows(path: Path) -> list[Row]:
     """The rows that `training.prepare` wrote."""
     return list(msgspec.json.Decoder(Row).decode_lines(path.read_bytes()))
-
-
-def _ordered(values: Iterable[str]) -> list[str]:
-    return sorted(set(values))
 
 
 def _dict(value: Any) -> dict[str, Any]:

