@@ -2,7 +2,7 @@
 # make install  the virtualenv with what serving needs
 # make test     the whole test suite
 # make check    ruff, mypy strict, the import contract, the tests
-# make train    data to shipped artifact (MIRROR=DIR EXCLUDE=shingles.npy DATA=my.jsonl TRAIN_FLAGS=…)
+# make train    data to shipped artifact (MIRROR=DIR EXCLUDE=shingles.npy DATA=my.jsonl START=models/… TRAIN_FLAGS=…)
 # make bench    all benchmarks
 
 PYTHON ?= python3
@@ -13,6 +13,7 @@ PORT ?=
 MIRROR ?=
 EXCLUDE ?=
 DATA ?=
+START ?=
 TRAIN_FLAGS ?=
 BENCH_FLAGS ?=
 
@@ -43,7 +44,7 @@ check: $(TESTING)
 
 train: $(TRAINING)
 	$(BIN)/python -m training.pipeline $(if $(MIRROR),--mirror $(MIRROR)) $(if $(EXCLUDE),--exclude $(EXCLUDE)) \
-		$(if $(DATA),--data $(DATA)) $(TRAIN_FLAGS)
+		$(if $(DATA),--data $(DATA)) $(if $(START),--start $(START)) $(TRAIN_FLAGS)
 
 bench: $(BENCHING)
 	$(BIN)/python -m benchmarks $(BENCH_FLAGS)

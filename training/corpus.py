@@ -85,9 +85,14 @@ def stable_hash(*parts: object) -> int:
 
 
 def load_written(datasets: Path) -> list[Row]:
-    """The project's own rows, from every file in `datasets/written`. Raises `CorpusError` for a line it cannot read."""
+    """The project's own rows to train on. Raises `CorpusError` for a line it cannot read."""
+    return load_own(datasets, "written")
+
+
+def load_own(datasets: Path, folder: str) -> list[Row]:
+    """The project's own rows, from every file in that folder. Raises `CorpusError` for a line it cannot read."""
     rows: list[Row] = []
-    for path in sorted((datasets / "written").glob("*.jsonl")):
+    for path in sorted((datasets / folder).glob("*.jsonl")):
         for number, written in read_jsonl(path, WrittenRow):
             start = written.text.find(written.payload) if written.payload else -1
             if written.payload and start < 0:
@@ -99,7 +104,7 @@ def load_written(datasets: Path) -> list[Row]:
                     label=LABEL_ID[written.label],
                     role=written.role,
                     kind=written.family,
-                    source=f"written_{path.stem}",
+                    source=f"{folder}_{path.stem}",
                     language=written.language,
                     span=span,
                     group=written.id,

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from training.corpus import BENIGN
 from training.encode import Windows, batches
 from training.model import FirewallModel, pad
+from training.precision import bfloat16_pays
 
 log = logging.getLogger(__name__)
 
@@ -29,15 +30,18 @@ CHECKPOINT_EVERY_S = 180.0
 class FitOptions(msgspec.Struct, frozen=True):
     """How to train. A batch is bounded by padded tokens and by windows; `minutes` stops early with the rate at zero.
 
-    An epoch sees every attack window and `benign_share` of the benign ones, others in the next epoch.
+    An epoch sees every window of the project's and the user's own rows, and of the others `attack_share` of the attack
+    windows and `benign_share` of the benign ones, different ones in the next epoch: public and composed rows are many
+    and say much the same.
 
     `teacher_weight` multiplies the embedding loss. `distrust` is the share of its own opinion that the model may set
     against the label of a window when only its whole text is known to attack (soft bootstrapping, Reed et al.,
     arXiv:1412.6596).
     """
 
-    epochs: float = 2.0
-    benign_share: float = 0.5
+    epochs: float = 2.5
+    attack_share: float = 0.6
+    benign_share: float = 0.25
     rate: float = 2e-4
     warmup: float = 0.06
     weight_decay: float = 0.01
@@ -77,15 +81,19 @@ def fit(
     folder: Path,
     options: FitOptions,
     pad_id: int,
+    own: npt.NDArray[np.bool_] | None = None,
 ) -> dict[str, float]:
-    """Train in place and return what happened. `teacher` is (vectors float32 (m, hidden), indices of their windows).
+    """Train in place and return what happened. `teacher` is (vectors float32 (m, hidden), indices of their windows);
+    `own` bool (n,) marks the windows of own rows.
 
     Raises TrainingDiverged. An interrupt leaves the last checkpoint in `folder`, from which the next call goes on.
     """
     torch.manual_seed(options.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to(device)
-    schedule_batches = _order(windows, options)
+    schedule_batches = _order(windows, np.zeros(len(windows), np.bool_) if own is None else own, options)
+    half = bfloat16_pays(device.type)
+    log.info("%s, %s", device, "bfloat16" if half else "float32")
     optimiser = torch.optim.AdamW(_groups(model, options), lr=options.rate, betas=(0.9, 0.98), fused=True)
     schedule = _Schedule(options, len(schedule_batches))
     target_row = np.full(len(windows), -1, np.int64)
@@ -106,7 +114,7 @@ def fit(
             for group in optimiser.param_groups:
                 group["lr"] = schedule.rate(step, elapsed) * group["scale"]
             chosen = schedule_batches[step]
-            loss = _loss(model, windows, chosen, vectors, target_row, options, pad_id, device, step)
+            loss = _loss(model, windows, chosen, vectors, target_row, options, pad_id, device, half, step)
             if not math.isfinite(loss.item()):
                 raise TrainingDiverged(f"loss is {loss.item()} at step {step}; the last checkpoint is {checkpoint}")
             loss.backward()  # type: ignore[no-untyped-call]
@@ -131,14 +139,24 @@ def fit(
     }
 
 
-def _order(windows: Windows, options: FitOptions) -> list[npt.NDArray[np.int64]]:
+def _order(windows: Windows, own: npt.NDArray[np.bool_], options: FitOptions) -> list[npt.NDArray[np.int64]]:
     rng = np.random.default_rng(options.seed)
+    attack = windows.label != BENIGN
+    pools = [
+        (rng.permutation(np.flatnonzero(chosen)), share)
+        for chosen, share in (
+            (own, 1.0),
+            (~own & attack, options.attack_share),
+            (~own & ~attack, options.benign_share),
+        )
+    ]
     planned: list[npt.NDArray[np.int64]] = []
-    attacks = np.flatnonzero(windows.label != BENIGN)
-    benign = rng.permutation(np.flatnonzero(windows.label == BENIGN))
-    taken = max(1, round(len(benign) * options.benign_share))
     for epoch in range(math.ceil(options.epochs)):
-        chosen = np.concatenate([attacks, np.roll(benign, -epoch * taken)[:taken]])
+        parts = []
+        for pool, share in pools:
+            taken = math.ceil(len(pool) * share)
+            parts.append(np.roll(pool, -epoch * taken)[:taken])
+        chosen = np.concatenate(parts)
         order = batches(windows.lengths[chosen], options.batch_tokens, options.batch_windows, rng)
         share = min(1.0, options.epochs - epoch)
         planned += [chosen[batch] for batch in order[: max(1, round(len(order) * share))]]
@@ -171,12 +189,13 @@ def _loss(
     options: FitOptions,
     pad_id: int,
     device: torch.device,
+    half: bool,
     step: int,
 ) -> Tensor:
     ids, mask = pad([windows.tokens(i).tolist() for i in chosen], pad_id)
     label = torch.from_numpy(windows.label[chosen]).to(device)
     weight = torch.from_numpy(windows.weight[chosen]).to(device)
-    with torch.autocast(device.type, torch.bfloat16):
+    with torch.autocast(device.type, torch.bfloat16, enabled=half):
         logits, embedding = model(ids.to(device), mask.to(device))
     target = nn.functional.one_hot(label, logits.shape[1]).float()
     if step > 200:  # an opinion worth hearing

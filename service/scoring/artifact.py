@@ -127,7 +127,7 @@ def load_artifact(folder: Path) -> Artifact:
     _check(path, manifest)
     needed = (manifest.model.file, "tokenizer.json", "attacks.faiss", "attacks.jsonl")
     for name in needed:
-        _verify(folder, name, manifest.files.get(name))
+        verify(folder, name, manifest.files.get(name))
     try:
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     except Exception as error:  # the tokenizers package raises bare Exception
@@ -163,7 +163,8 @@ def _check(path: Path, manifest: Manifest) -> None:
         raise ArtifactError(f"{path}: calibration needs a temperature above 0 and a length point")
 
 
-def _verify(folder: Path, name: str, entry: FileEntry | None) -> None:
+def verify(folder: Path, name: str, entry: FileEntry | None) -> None:
+    """Raises ArtifactError where a file is not the one that its manifest's entry describes."""
     path = folder / name
     if entry is None or Path(name).name != name:
         raise ArtifactError(f"{folder / 'manifest.json'}: {name} is not among its files")

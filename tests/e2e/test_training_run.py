@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from service.errors import ArtifactError
+from service.scoring import expand
 from service.scoring.artifact import load_artifact
 from service.scoring.attack_index import AttackIndex
 from service.scoring.encoder import Encoder
-from training import pipeline
+from training import e5_file, model, pipeline, restore
 
 SMALL = ["--offline-written-only", "--limit", "40", "--layers", "6", "--vocabulary", "24000", "--epochs", "0.3",
          "--row-windows", "2", "--teacher-share", "0.1", "--gate-windows", "60"]  # fmt: skip
@@ -35,6 +37,40 @@ def test_a_run_ends_in_an_artifact_that_the_service_loads(run: Path) -> None:
     assert ((similarity > -1.01) & (similarity < 1.01)).all()
     assert {"0.01", "0.001"} <= artifact.manifest.thresholds["pooled"].keys()
     assert artifact.manifest.parity["max_abs_difference"] <= 1e-4
+
+
+@pytest.mark.parametrize("precision", ["fp16", "fp32"])
+def test_a_float_model_is_made_from_the_int8_file_and_judges_alike(
+    run: Path, tmp_path: Path, precision: expand.Precision
+) -> None:
+    made = load_artifact(expand.expand(run / "models" / "tiny", precision, tmp_path / precision))
+    assert made.manifest.model.precision == precision
+    expanded = made.manifest.parity["expanded"]
+    assert expanded["cosine"] > 0.99
+    assert abs(expanded["recall"] - expanded["recall_int8"]) <= expand.GATE_LOSS + expanded["recall_chance"]
+
+
+def test_a_float_model_that_judges_otherwise_is_not_kept(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = expand._log_odds
+    signs = [1.0, -1.0]
+    monkeypatch.setattr(expand, "_log_odds", lambda logits, benign: signs.pop(0) * right(logits, benign))
+    with pytest.raises(ArtifactError, match="worse than int8"):
+        expand.expand(run / "models" / "tiny", "fp32", tmp_path / "fp32")
+    assert not (tmp_path / "fp32").exists()
+
+
+def test_training_goes_on_from_an_artifact_where_it_ended(run: Path) -> None:
+    e5 = e5_file.read(e5_file.fetch(pipeline.CACHE))
+    before = model.load(run / "run" / "model.pt").state_dict()
+    after = restore.restore(run / "models" / "tiny", e5).state_dict()
+    assert before.keys() == after.keys()
+    for name, weights in before.items():
+        step = (weights.amax() - weights.amin()) / 255
+        assert (weights - after[name]).abs().max() <= step + 1e-6, name
+    former = restore.former(run / "models" / "tiny")
+    assert former["steps"] > 0
 
 
 def test_the_trained_artifact_scores_texts_through_the_command_line(run: Path, tmp_path: Path) -> None:

@@ -122,6 +122,19 @@ def test_fitting_learns_to_tell_two_kinds_of_text_apart(e5: E5, tmp_path: Path) 
     assert probability > 0.8
 
 
+def test_own_windows_are_in_every_epoch_and_others_take_turns(e5: E5) -> None:
+    windows = _windows(e5, 80)
+    own = np.arange(80) < 20
+    options = FitOptions(epochs=2, attack_share=0.5, benign_share=0.25, batch_windows=16)
+    planned = np.concatenate(fit._order(windows, own, options))
+    times = np.bincount(planned, minlength=80)
+    attack = windows.label > 0
+    assert (times[own] == 2).all()
+    assert (times[~own & attack] == 1).all()
+    assert times[~own & ~attack].sum() == 2 * 8
+    assert times[~own & ~attack].max() == 1
+
+
 def test_an_interrupted_fit_goes_on_from_its_checkpoint(
     e5: E5, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
