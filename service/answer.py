@@ -64,7 +64,7 @@ class Answer:
         release = self._ledger.release = Release(judge, wire)
         self._ledger.usage = piece.usage
         await release.take_headers(reply.headers)
-        await release.take(piece)
+        await release.take(piece, last=True)
         await release.finish()
         out = release.cleared()
         self._ledger.reply_judge_s = release.judge_s

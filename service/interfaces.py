@@ -209,8 +209,8 @@ class PromptGuard(Protocol):
 class ReplyJudge(Protocol):
     """Judges one reply while it streams."""
 
-    async def feed(self, channel: str, text: str) -> None:
-        """The next text of a channel."""
+    async def feed(self, channel: str, text: str, *, last: bool = False) -> None:
+        """The next text of a channel, and whether the channel ends with it."""
 
     async def finish(self) -> None:
         """The reply has ended; everything is judged after this."""

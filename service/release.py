@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable
 from time import perf_counter
 
@@ -41,10 +41,11 @@ class Release:
         self.texts: dict[str, list[str]] = {}
         self.judge_s = 0.0
 
-    async def take(self, piece: Piece) -> None:
-        """Hand one piece to the judge and hold it."""
+    async def take(self, piece: Piece, *, last: bool = False) -> None:
+        """Hand one piece to the judge and hold it. `last`: it is the whole reply, so no text in it will grow."""
         spans: list[_Span] = []
         begun = perf_counter()
+        times = Counter(channel for channel, _ in piece.texts) if last else {}
         for number, (channel, text) in enumerate(piece.texts, 1):
             if number % _SLICE_TEXTS == 0:
                 await asyncio.sleep(0)
@@ -58,7 +59,7 @@ class Release:
             spans.append((channel, start, start + len(text)))
             if not channel.partition("#")[1]:
                 self.texts.setdefault(channel, []).append(text)
-            await self._feed(channel, text)
+            await self._feed(channel, text, last=times.get(channel) == 1)
             if self.blocked:
                 break
         self.judge_s += perf_counter() - begun
@@ -81,12 +82,13 @@ class Release:
                 self._values[channel, text] = known
         return known
 
-    async def _feed(self, channel: str, text: str) -> None:
+    async def _feed(self, channel: str, text: str, *, last: bool) -> None:
         if len(text) <= _SLICE_CHARS:
-            await self._judge.feed(channel, text)
+            await self._judge.feed(channel, text, last=last)
             return
         for start in range(0, len(text), _SLICE_CHARS):
-            await self._judge.feed(channel, text[start : start + _SLICE_CHARS])
+            end = start + _SLICE_CHARS
+            await self._judge.feed(channel, text[start:end], last=last and end >= len(text))
             await asyncio.sleep(0)
             if self.blocked:
                 return

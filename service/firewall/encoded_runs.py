@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
 
-from service.firewall.ngrams import Fingerprint, RunTracker, Token, WordReader
+from service.firewall.ngrams import Fingerprint, RunTracker, Token, WordReader, words
 
 # A run of eight words is longer in any code; shorter stretches that have ended are ordinary words.
 _MIN_STRETCH = 20
@@ -22,7 +22,6 @@ _MIN_STRETCH = 20
 # stretch's own beginning, none.
 _MIN_LETTERS = 3
 _LAST_LETTERS = re.compile(rb"[A-Za-z]+\Z")
-_LAST_WORD = re.compile(rb"([A-Za-z0-9\x80-\xff]+)([^A-Za-z0-9\x00-\x1f\x7f-\xff]*)\Z")
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f]")
 
 
@@ -85,6 +84,26 @@ class EncodedRuns:
         return [run for reader in self._readers for run in reader.finish()]
 
 
+def may_hold(text: str, prints: Sequence[Fingerprint], least: int) -> bool:
+    """Whether a whole ASCII text can hold so many words of a prompt in base64 or hex: cheap, and in doubt yes."""
+    for code in (_BASE64, _HEX):
+        for match in code.stretch.finditer(text):
+            if len(match.group()) < _MIN_STRETCH:
+                continue
+            digits = code.noise.sub("", match.group())
+            for lead in range(code.group):
+                raw = code.decode(digits[lead : len(digits) - (len(digits) - lead) % code.group])
+                found = words(_plain(raw.decode("utf-8", "replace")))
+                if any(sum(token.word in p.singles for token in found) >= least for p in prints):
+                    return True
+    return False
+
+
+def _plain(decoded: str) -> str:
+    """Spaces for what parts words in decoded bytes: what is no UTF-8, and control characters."""
+    return _CONTROL.sub(" ", decoded.replace("\ufffd", " "))
+
+
 class _Stretches:
     """One code. A stretch is only decoded in full once it is long enough for a run; until then it waits."""
 
@@ -96,7 +115,7 @@ class _Stretches:
         self._places: list[int] = []
         self._end = -1  # of the stretch that is still open; -1 for none
         self._zero = False  # its last character is a 0, which an x may follow
-        self._wide = any(not word.isascii() for fingerprint in prints for word in fingerprint.singles)
+        self._wide = any(fingerprint.wide for fingerprint in prints)
 
     @property
     def held(self) -> int | None:
@@ -155,13 +174,15 @@ class _Stretches:
         raw = self._code.decode(self._digits + "0" * (-len(self._digits) % self._code.group))[:size]
         if not raw or (self._wide and raw[-1] > 127):
             return True
-        match = _LAST_WORD.search(raw)
-        if match is None:
-            return False
-        if not match.group().isascii():
+        utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        text = utf8.decode(raw)
+        if utf8.getstate()[0]:  # half a character, and who knows what it does to the word before it
             return True
-        word, after = match.group(1).decode().lower(), match.group(2)
-        return any(word in (prints.singles if after else prints.heads) for prints in self._prints)
+        reader = WordReader()
+        ended = reader.feed(_plain(text), 0)
+        if reader.partial is not None:
+            return any(reader.partial[0] in prints.heads for prints in self._prints)
+        return bool(ended) and any(ended[-1].word in prints.singles for prints in self._prints)
 
 
 def _digits(text: str, offset: int, noise: re.Pattern[str]) -> tuple[str, list[int]]:
@@ -194,7 +215,7 @@ class _Lane:
         self._offsets: list[int] = []  # of its last characters, one for each
         self._end = 0
         self._char = -1  # offset of a character that is not whole yet, -1 for none
-        self._wide = any(not word.isascii() for fingerprint in prints for word in fingerprint.singles)
+        self._wide = any(fingerprint.wide for fingerprint in prints)
         self.held: int | None = None
 
     def feed(self, digits: str, places: list[int]) -> list[tuple[str, int, int]]:

@@ -27,6 +27,8 @@ _MIN_WORDS = 4.0
 _MAX_PROMPT_SENTENCES = 256
 _MAX_USER_SENTENCES = 32
 _CACHED_PROMPTS = 256
+_CACHED_VALUES = 256
+_VALUE_CHARS = 128
 # Longer texts are read in a thread, so that the event loop goes on.
 _INLINE_CHARS = 4_000
 
@@ -105,9 +107,15 @@ class Embedder:
         # Where paraphrases end and answers on the prompt's topic begin depends on the encoder: its manifest knows.
         self.leak_cosine = artifact.manifest.calibration.leak_cosine
         self._texts: OrderedDict[bytes, asyncio.Task[Vectors]] = OrderedDict()
+        self._values: OrderedDict[str, Vectors] = OrderedDict()
 
     async def vectors(self, sentences: Sequence[str]) -> tuple[Vectors, npt.NDArray[np.intp]]:
         """float32 (n_windows, dim), L2-normalised, and each row's sentence. Raises UnavailableError."""
+        # Names of models and versions stand in every reply, each by itself.
+        value = sentences[0] if len(sentences) == 1 and len(sentences[0]) <= _VALUE_CHARS else ""
+        if value in self._values:
+            self._values.move_to_end(value)
+            return self._values[value], np.zeros(len(self._values[value]), np.intp)
         if sum(map(len, sentences)) > _INLINE_CHARS:
             ids, owners = await asyncio.to_thread(self._windows, sentences)
         else:
@@ -115,6 +123,10 @@ class Embedder:
         if not ids:
             return np.empty((0, self._manifest.embedding_dim), np.float32), np.empty(0, np.intp)
         encoded = await self._batcher.encode(ids, self._deadline_s)
+        if value:
+            self._values[value] = encoded.vectors
+            while len(self._values) > _CACHED_VALUES:
+                self._values.popitem(last=False)
         return encoded.vectors, np.asarray(owners, np.intp)
 
     def text(self, text: str, limit: int) -> asyncio.Task[Vectors]:

@@ -7,6 +7,7 @@ spaces are compared by characters, which count half. After Manber, "Finding simi
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Iterable, Sequence, Set
 from itertools import pairwise
@@ -81,6 +82,11 @@ def _latin(char: str) -> str:
 
 FOLDS = _Folds()
 
+# ASCII folds letter by letter, so that whole texts of it are cut by a regular expression.
+_ASCII = {code: FOLDS[chr(code)][0] or " " for code in range(128)}
+_ASCII_TEXT = re.compile(r"[\t-\r -~]*")  # without the control characters that are ignored within words
+_ASCII_WORD = re.compile("[^ ]+")
+
 
 class WordReader:
     """Cuts one growing text into folded words."""
@@ -97,6 +103,8 @@ class WordReader:
 
     def feed(self, text: str, offset: int) -> list[Token]:
         """The words that ended in `text`, which begins at `offset`."""
+        if _ASCII_TEXT.fullmatch(text):
+            return self._feed_ascii(text, offset)
         tokens: list[Token] = []
         letters = self._letters
         for index, char in enumerate(text, offset):
@@ -113,6 +121,28 @@ class WordReader:
                     tokens.append(self._word())
                 if kind == IDEOGRAPH:
                     tokens.append(Token(folded, index, index + 1, 0.5))
+        return tokens
+
+    def _feed_ascii(self, text: str, offset: int) -> list[Token]:
+        tokens: list[Token] = []
+        letters = self._letters
+        done = 0  # where the word that is open may go on
+        for match in _ASCII_WORD.finditer(text.translate(_ASCII)):
+            start, end = match.span()
+            if letters and start > done:
+                tokens.append(self._word())
+            while start < end:
+                if not letters:
+                    self._start = offset + start
+                part = match.string[start : min(end, start + _MAX_WORD - len(letters))]
+                letters.extend(part)
+                start += len(part)
+                self._end = offset + start
+                if len(letters) >= _MAX_WORD:
+                    tokens.append(self._word())
+            done = end
+        if letters and done < len(text):
+            tokens.append(self._word())
         return tokens
 
     def finish(self) -> list[Token]:
@@ -146,6 +176,7 @@ class Fingerprint:
             self.pairs.update(map(hash, pairwise(spelled)))
             self.shorts.update((gram, name) for gram in grams(spelled, _SHORT))
             self.longs.update((gram, name) for gram in grams(spelled, _LONG))
+        self.wide = any(not word.isascii() for word in self.singles)
         for word in self.singles:
             self.heads.update(word[:length] for length in range(1, len(word) + 1))
 

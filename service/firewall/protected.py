@@ -26,6 +26,7 @@ from service.firewall.patterns import (
     project,
     secret_patterns,
 )
+from service.firewall.values import surely_clean
 from service.settings import Settings
 
 # A prompt below the weight of a run is looked for as a whole, if it says this much.
@@ -33,6 +34,8 @@ _WHOLE_PROMPT_WORDS = 4.0
 _WHOLE_PROMPT_CHARS = 20
 # Fingerprints of system texts seen in requests, kept for the next turn of the conversation; about 400 bytes per word.
 _CACHED_WORDS = 100_000
+# Values found clean, kept for the next reply: models, versions, the protocol's own constants.
+_CLEAN_VALUES = 64
 OWN_PROMPT = "system prompt"
 
 
@@ -55,6 +58,18 @@ class _Prints(msgspec.Struct, frozen=True, eq=False):
     fingerprint: Fingerprint | None
     prompts: tuple[str, ...]
     size: int
+    clean: dict[tuple[str, bool], None] = {}
+
+    def clears(self, value: str, by_meaning: bool) -> bool:
+        if (value, by_meaning) in self.clean:
+            return True
+        prints = (self.fingerprint,) if self.fingerprint else ()
+        if not surely_clean(value, self.patterns, prints, by_meaning=by_meaning and bool(self.prompts)):
+            return False
+        if len(self.clean) >= _CLEAN_VALUES:
+            self.clean.clear()
+        self.clean[value, by_meaning] = None
+        return True
 
 
 class _Typed(msgspec.Struct, frozen=True, eq=False):
@@ -66,6 +81,7 @@ class RequestProtection:
     """What one reply is compared with. `prompts` are the protected prompts' texts, for the comparison by meaning."""
 
     def __init__(self, groups: Sequence[_Prints], user_texts: Sequence[str]) -> None:
+        self._groups = tuple(groups)
         self.patterns = tuple(patterns for group in groups for patterns in group.patterns)
         self.fingerprints = tuple(group.fingerprint for group in groups if group.fingerprint is not None)
         self.prompts = tuple(prompt for group in groups for prompt in group.prompts)
@@ -75,6 +91,10 @@ class RequestProtection:
     def has_prompts(self) -> bool:
         """Whether there is a prompt to compare sentences with."""
         return bool(self.prompts)
+
+    def clears(self, value: str, *, by_meaning: bool) -> bool:
+        """Whether a short value that is complete in itself surely holds nothing protected; constants are remembered."""
+        return all(group.clears(value, by_meaning) for group in self._groups)
 
     def typed_by_user(self, text: str) -> bool:
         """Whether the words of `text`, forwards or backwards, stand in this order in something the user wrote."""

@@ -91,21 +91,28 @@ class ReplyJudge:
         self._unjudged = False
         self._user_texts_read = False
 
-    async def feed(self, channel: str, text: str) -> None:
-        """Judge the next text of a channel. Raises UnavailableError where it cannot and fails closed."""
+    async def feed(self, channel: str, text: str, *, last: bool = False) -> None:
+        """Judge the next text of a channel. Raises UnavailableError where it cannot and fails closed.
+
+        `last`: the channel ends with it; its sentences wait for `finish`, where those of all channels go together.
+        """
         if self._finished:
             raise RuntimeError("text after the end of the reply")
         if self._blocked or not text:
             return
-        await self._read(self._channel(channel), text)
+        await self._read(self._channel(channel), text, last=last)
 
-    async def _read(self, state: Channel, text: str) -> None:
+    async def _read(self, state: Channel, text: str, *, last: bool) -> None:
         for start in range(0, len(text), _STRIDE):
             if start:
                 await asyncio.sleep(0)
             try:
-                await self._judge(state, self._take(state, text[start : start + _STRIDE]))
-                await self._judge_sentences([(state, state.sentences.pop())])
+                found = self._take(state, text[start : start + _STRIDE])
+                if last and start + _STRIDE >= len(text):
+                    found += self._end(state)
+                await self._judge(state, found)
+                if not last:
+                    await self._judge_sentences([(state, state.sentences.pop())])
             except Exception as error:
                 self._failed(state, error)
             self._clear(state)
@@ -113,7 +120,7 @@ class ReplyJudge:
                 return
 
     async def whole(self, channel: str, text: str) -> str:
-        """Judge a text that is complete in itself, such as an id; what may be sent of it, "" once `blocked`.
+        """Judge a value that is complete in itself, such as an id; what may be sent of it, "" once `blocked`.
 
         Raises as `feed` does. `channel` is for the record only.
         """
@@ -121,11 +128,12 @@ class ReplyJudge:
             return ""
         if len(text) < MIN_PATTERN and text.isascii():
             return text
+        if self._protection.clears(text, by_meaning=self._by_sentence):
+            return text
         state = Channel(channel, self._protection, self._by_sentence)
-        await self._read(state, text)
+        await self._read(state, text, last=True)
         if not self._blocked:
             try:
-                await self._judge(state, self._end(state))
                 await self._judge_sentences([(state, state.sentences.pop())])
             except Exception as error:
                 self._failed(state, error)
@@ -140,7 +148,8 @@ class ReplyJudge:
             return
         try:
             for state in self._channels.values():
-                await self._judge(state, self._end(state))
+                if not state.ended:
+                    await self._judge(state, self._end(state))
             await self._judge_sentences([(state, state.sentences.pop()) for state in self._channels.values()])
         except Exception as error:
             self._failed(None, error)

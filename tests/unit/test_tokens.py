@@ -10,7 +10,7 @@ import tiktoken.load
 
 from service.errors import ConfigError
 from service.tenancy import tokens
-from service.tenancy.tokens import RUN_CHARS, TokenCounter, encoding_name, load_encoding, pieces
+from service.tenancy.tokens import INLINE_CHARS, RUN_CHARS, TokenCounter, encoding_name, load_encoding, pieces
 
 CACHE_NAMES = {
     "cl100k_base": "9b5ad71b2ce5302211f9c61530b329a4922fc6a4",
@@ -96,11 +96,13 @@ def test_special_tokens_in_a_callers_text_are_ordinary_text(counter):
     assert counter.count_now("gpt-4o", ["<|endoftext|>"]) > 1
 
 
-async def test_counting_happens_in_another_thread(counter, monkeypatch):
+@pytest.mark.parametrize("text", ["text", "long text " * 1_000])
+async def test_nothing_that_takes_long_happens_on_the_event_loop(counter, monkeypatch, text):
+    await counter.warm()
     seen = []
-    monkeypatch.setattr(counter, "count_now", lambda model, texts: seen.append(threading.current_thread()) or 1)
-    assert await counter.count("gpt-4o", ["text"]) == 1
-    assert seen[0] is not threading.main_thread()
+    monkeypatch.setattr(tokens, "_count", lambda encoding, texts: seen.append(threading.current_thread()) or 1)
+    assert await counter.count("gpt-4o", [text]) == 1
+    assert (seen[0] is threading.main_thread()) == (len(text) <= INLINE_CHARS)
 
 
 async def test_many_letters_leave_the_event_loop_free(counter):
