@@ -17,6 +17,7 @@ from typing import Literal
 
 import msgspec
 
+from training import overrides
 from training.corpus import BENIGN, LABEL_ID, LABELS, Role, Row, Span, read_jsonl, stable_hash
 from training.overlap import normalise
 
@@ -27,6 +28,9 @@ ATTEMPTS = 12
 
 # Share of injections whose errand is ordinary work, such as may stand in the benign twin too.
 ORDINARY_GOALS = 0.4
+
+# Share of attacks that put their goal behind a plain override, by category.
+PLAIN_OVERRIDES = {"injection": 0.35, "extraction": 0.25, "jailbreak": 0.08}
 
 PartName = Literal["goal", "framing", "wrapper", "carrier", "payload", "benign_instruction", "task", "question"]
 
@@ -217,6 +221,8 @@ class Grammar:
         if category == "injection" and rng.random() < ORDINARY_GOALS:
             # What makes an injection is that it takes the assistant over, not that its errand is wicked.
             goal = self._errand(goal.language)
+        if rng.random() < PLAIN_OVERRIDES[category]:
+            return Injected(overrides.attack(goal.text.rstrip(" ."), goal.language, rng), LABEL_ID[category])
         framing = self._one("framing", category, goal.language)
         while framing.source != "parts" and rng.random() < 0.7:
             framing = self._one("framing", category, goal.language)
@@ -238,6 +244,10 @@ class Grammar:
         if form != "task" and rng.random() < 0.2:
             # A stray passage out of another text: what does not belong is not an attack for that.
             return Injected(self._passage(language, len(attack.text)), BENIGN)
+        if language == "en" and rng.random() < 0.12:
+            return Injected(
+                overrides.harmless(sentence(self._one("benign_instruction", "", language).text), rng), BENIGN
+            )
         question = form in ("message", "task") and rng.random() < 0.45 and self._pool["question", "", language]
         part = "question" if question else "benign_instruction"
         texts = [sentence(self._one(part, "", language).text)]

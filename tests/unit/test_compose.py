@@ -76,7 +76,8 @@ def test_spans_hold_the_injected_text_and_not_the_carrier(rows):
         assert 0 <= row.span[0] < row.span[1] <= len(row.text)
     attacks = [row for row in rows if row.label]
     inside = [row.text[slice(*row.span)] for row in attacks]
-    assert all("thing number" in text or text.startswith("For reason") for text in inside)
+    goals = ("thing number", "plant number", "ummarise text")
+    assert all(any(goal in text for goal in goals) for text in inside)
     assert not any("Opening hours" in text for text in inside)
 
 
@@ -84,7 +85,15 @@ def test_some_injections_ask_for_ordinary_work(rows):
     inside = [row.text[slice(*row.span)] for row in rows if row.label == 1]
     errands = [text for text in inside if "thing number" not in text]
     assert 0.2 < len(errands) / len(inside) < 0.6
-    assert all(text.startswith("For reason") for text in errands)
+    assert all("plant number" in text or "ummarise text" in text for text in errands)
+
+
+def test_some_attacks_are_plain_overrides_and_most_are_framed(rows):
+    inside = [row.text[slice(*row.span)] for row in rows if row.label]
+    framed = [text for text in inside if text.startswith("For reason")]
+    assert 0.5 < len(framed) / len(inside) < 0.9
+    plain = [text for text in inside if not text.startswith(("For reason", "Do the"))]
+    assert len(plain) / len(inside) > 0.1
 
 
 def test_all_roles_forms_and_labels_are_composed(rows):
