@@ -1,4 +1,4 @@
-"""`python -m benchmarks [recall|latency|overhead|leakage|all]`: measure, keep the figures, write tables and plots."""
+"""`python -m benchmarks [PART]`: measure, keep the figures, write tables and plots. Parts: `results.PARTS`, all."""
 
 from __future__ import annotations
 

@@ -251,4 +251,27 @@ def _leakage(figures: dict[str, Any]) -> list[str]:
     return sections
 
 
-_SECTIONS = {"recall": _recall, "latency": _latency, "overhead": _overhead, "leakage": _leakage}
+# -- hostile ---------------------------------------------------------------------------------------------------------
+
+
+def _hostile(figures: dict[str, Any]) -> list[str]:
+    goal = figures["goal"]
+    rows = [
+        (
+            name,
+            str(entry["status"] or "–"),
+            f"{entry['seconds']:.2f}",
+            *(f"{entry['poll_ms'][key]:.1f}" for key in ("p50", "p99", "highest")),
+            str(entry["polls"]),
+        )
+        for name, entry in figures["bodies"].items()
+    ]
+    return [
+        "`/health/live` is polled while each body is sent; the poll's time holds the client's own, on the same cores. "
+        f"Highest poll {goal['highest_ms']:.1f} ms, the aim is {goal['ms']:g} ms: "
+        f"**{'met' if goal['met'] else 'missed'}**.",
+        table(("Body", "status", "seconds, highest", "poll p50 ms", "p99", "highest", "polls"), rows),
+    ]
+
+
+_SECTIONS = {"recall": _recall, "latency": _latency, "overhead": _overhead, "hostile": _hostile, "leakage": _leakage}

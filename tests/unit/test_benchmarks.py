@@ -15,7 +15,7 @@ from benchmarks.latency import STAGES
 from benchmarks.leak_cases import cases
 from benchmarks.overhead import DIRECT, PLAIN, SCORING
 from benchmarks.prompts import prompt
-from benchmarks.results import Measured, Results, machine, read, write
+from benchmarks.results import PARTS, Measured, Results, machine, read, write
 from tests.tiny_artifact import tiny_tokenizer
 from training.corpus import Row
 
@@ -148,6 +148,12 @@ def _figures() -> dict[str, dict[str, Any]]:
             "throughput": {"clients": 8, "ways": {DIRECT: rate}},
             "goal": {"ms": 1.5, "added_p50_ms": 1.75, "met": False},
         },
+        "hostile": {
+            "bodies": {
+                "400,000 letters": {"status": 200, "seconds": 0.5, "polls": 9, "poll_ms": _ms(2.0) | {"highest": 61.5}}
+            },
+            "goal": {"ms": 50.0, "highest_ms": 61.5, "met": False},
+        },
         "leakage": {"modes": {"exact": mode}, "cost": {"exact": cost}, "cases": 6},
     }
 
@@ -168,14 +174,15 @@ def _results(*parts: str) -> Results:
 
 def test_every_part_becomes_a_section_with_its_circumstances_and_well_formed_tables(tmp_path: Any) -> None:
     path = tmp_path / "results.json"
-    write(path, _results("recall", "latency", "overhead", "leakage"))
+    write(path, _results(*PARTS))
     text = tables.render(read(path), ["plots/latency_stages.png"])
 
-    for part in ("recall", "latency", "overhead", "leakage"):
+    for part in PARTS:
         assert f"## {part.capitalize()}\n" in text
         assert f"`python -m benchmarks {part}`" in text
-    assert text.count("abc123") == text.count("a machine") == text.count("`tiny 0123`") == 4
+    assert text.count("abc123") == text.count("a machine") == text.count("`tiny 0123`") == len(PARTS)
     assert "**7.1 ms**" in text and "25 ms: met" in text
+    assert "Highest poll 61.5 ms, the aim is 50 ms: **missed**" in text
     assert "**1.75 ms**" in text and "1.5 ms: missed" in text
     assert "![latency stages](plots/latency_stages.png)" in text
     for block in re.findall(r"(?:^\|.*\|\n?)+", text, re.MULTILINE):
@@ -186,7 +193,7 @@ def test_a_part_that_was_not_measured_is_named_and_a_quick_run_is_marked() -> No
     results = _results("latency")
     quick = {name: msgspec.structs.replace(part, quick=True) for name, part in results.parts.items()}
 
-    assert "Not measured yet: recall, overhead, leakage." in tables.render(results)
+    assert "Not measured yet: recall, overhead, hostile, leakage." in tables.render(results)
     assert "Quick run" not in tables.render(results)
     assert "**Quick run" in tables.render(Results(quick))
 
