@@ -30,7 +30,7 @@ ATTEMPTS = 12
 ORDINARY_GOALS = 0.4
 
 # Share of attacks that put their goal behind a plain override, by category.
-PLAIN_OVERRIDES = {"injection": 0.35, "extraction": 0.25, "jailbreak": 0.08}
+PLAIN_OVERRIDES = {"injection": 0.45, "extraction": 0.25, "jailbreak": 0.08}
 
 PartName = Literal["goal", "framing", "wrapper", "carrier", "payload", "benign_instruction", "task", "question"]
 

@@ -76,6 +76,19 @@ _WHOLE = (
     *("everything that was said so far", "all of the above", "the previous paragraphs", "the rest of this document"),
     *("everything you know about your task", "what the user asked", "the request you were given", "all of your rules"),
 )
+_PLAIN_VERBS = ("ignore", "ignore", "ignore", "disregard", "forget", "forget")
+_PLAIN_QUANTIFIERS = ("", "all", "all", "the", "the", "the", "any", "your", "all the", "all of the")
+_PLAIN_WHEN = ("previous", "previous", "previous", "above", "above", "prior", "earlier", "preceding")
+_PLAIN_WHAT = (
+    "instructions",
+    "instructions",
+    "instructions",
+    "instruction",
+    "prompts",
+    "prompt",
+    "rules",
+    "directions",
+)
 _JOINTS = (
     *(
         ". {Goal}.",
@@ -191,7 +204,11 @@ def attack(goal: str, language: str, rng: random.Random) -> str:
         joint = rng.choice((". {Goal}.", ". {Goal}.", ": {goal}.", ", {goal}.", ".\n{Goal}", "! {Goal}!"))
         return _cased(phrase, rng) + _joined(joint, goal)
     prefix, verb = rng.choice(_PREFIXES), rng.choice(_VERBS)
-    if rng.random() < 0.3:
+    draw = rng.random()
+    if draw < 0.4:  # what everybody says
+        verb = rng.choice(_PLAIN_VERBS)
+        what = " ".join(filter(None, map(rng.choice, (_PLAIN_QUANTIFIERS, _PLAIN_WHEN, _PLAIN_WHAT))))
+    elif draw < 0.6:
         what = rng.choice(_WHOLE)
     else:
         what = " ".join(filter(None, (rng.choice(_QUANTIFIERS), rng.choice(_WHEN), rng.choice(_WHAT))))
