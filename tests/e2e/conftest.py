@@ -91,7 +91,7 @@ class Judge:
         self.finished = False
         self.blocked = False
 
-    async def feed(self, channel: str, text: str) -> None:
+    async def feed(self, channel: str, text: str, *, last: bool = False) -> None:
         self.text[channel] = self.text.get(channel, "") + text
         self.blocked |= self.action == "block" and SECRET in self.text[channel]
 
