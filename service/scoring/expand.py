@@ -34,6 +34,7 @@ PROBES = "probes.npz"
 
 # The gate: at the threshold that gives int8 this rate of false positives, how much worse a float model may be beyond
 # chance, and how near its embeddings must be on average.
+GATE_WINDOWS = 700
 GATE_RATE = 0.01
 GATE_LOSS = 0.003
 GATE_CHANCE = 0.02
@@ -152,7 +153,10 @@ def _probes(artifact: Artifact) -> tuple[list[list[int]], npt.NDArray[np.bool_]]
         ids, starts, attack = data["ids"], data["starts"], data["attack"]
     if attack.all() or not attack.any():
         raise ArtifactError(f"{artifact.folder / PROBES}: needs attacks and benign windows")
-    return [ids[first:last].tolist() for first, last in pairwise(starts)], attack
+    # A processor takes its time over half precision: some hundreds of probes are enough.
+    every = math.ceil(len(attack) / GATE_WINDOWS)
+    windows = [ids[first:last].tolist() for first, last in pairwise(starts)]
+    return windows[::every], attack[::every]
 
 
 def _log_odds(logits: npt.NDArray[np.float32], benign: int) -> npt.NDArray[np.float64]:
