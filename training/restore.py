@@ -83,7 +83,7 @@ def restore(folder: Path, e5: E5) -> model.FirewallModel:
             found = weights[place].T
         else:
             raise ValueError(f"{folder}: its graph has no weights for {name}")
-        state[name] = torch.from_numpy(np.ascontiguousarray(found, dtype=np.float32))
+        state[name] = torch.from_numpy(np.array(found, dtype=np.float32))
     restored.load_state_dict(state)
     return restored
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from service.errors import ArtifactError
@@ -53,9 +54,13 @@ def test_a_float_model_is_made_from_the_int8_file_and_judges_alike(
 def test_a_float_model_that_judges_otherwise_is_not_kept(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right = expand._log_odds
-    signs = [1.0, -1.0]
-    monkeypatch.setattr(expand, "_log_odds", lambda logits, benign: signs.pop(0) * right(logits, benign))
+    right, calls = expand._log_odds, []
+
+    def alarmed(logits: np.ndarray, benign: int) -> np.ndarray:
+        calls.append(len(logits))
+        return right(logits, benign) + (100.0 if len(calls) == 2 else 0.0)
+
+    monkeypatch.setattr(expand, "_log_odds", alarmed)
     with pytest.raises(ArtifactError, match="worse than int8"):
         expand.expand(run / "models" / "tiny", "fp32", tmp_path / "fp32")
     assert not (tmp_path / "fp32").exists()
