@@ -43,19 +43,26 @@ _WHEN = (
     *("previous", "previous", "previous", "prior", "above", "earlier", "preceding", "past", "original", "initial"),
     *("existing", "old", "current", "former", "foregoing", "system"),
 )
+# What everybody says.
+_PLAIN_VERBS = ("ignore", "ignore", "ignore", "disregard", "forget", "forget")
+_PLAIN_QUANTIFIERS = ("", "all", "all", "the", "the", "the", "any", "your", "all the", "all of the")
+_PLAIN_WHEN = ("previous", "previous", "previous", "above", "above", "prior", "earlier", "preceding")
+_PLAIN_WHAT = (*("instructions",) * 3, "instruction", "prompts", "prompt", "rules", "directions")
 _WHAT = (
+    *_PLAIN_WHAT,
     *(
-        "instructions",
-        "instructions",
-        "instructions",
-        "instruction",
-        "prompts",
-        "prompt",
-        "rules",
-        "directions",
         "tasks",
+        "commands",
+        "guidelines",
+        "context",
+        "text",
+        "messages",
+        "orders",
+        "directives",
+        "requests",
+        "questions",
     ),
-    *("commands", "guidelines", "context", "text", "messages", "orders", "directives", "requests", "questions", "task"),
+    "task",
 )
 _WHOLE = (
     *(
@@ -75,19 +82,6 @@ _WHOLE = (
     *("your guidelines", "your system prompt", "your role", "your task", "the user's request", "the original question"),
     *("everything that was said so far", "all of the above", "the previous paragraphs", "the rest of this document"),
     *("everything you know about your task", "what the user asked", "the request you were given", "all of your rules"),
-)
-_PLAIN_VERBS = ("ignore", "ignore", "ignore", "disregard", "forget", "forget")
-_PLAIN_QUANTIFIERS = ("", "all", "all", "the", "the", "the", "any", "your", "all the", "all of the")
-_PLAIN_WHEN = ("previous", "previous", "previous", "above", "above", "prior", "earlier", "preceding")
-_PLAIN_WHAT = (
-    "instructions",
-    "instructions",
-    "instructions",
-    "instruction",
-    "prompts",
-    "prompt",
-    "rules",
-    "directions",
 )
 _JOINTS = (
     *(

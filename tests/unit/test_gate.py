@@ -33,6 +33,18 @@ def test_a_model_that_scores_much_worse_is_stopped() -> None:
         gate.check(gate.compare(wide, small, attack, ~attack))
 
 
+@pytest.mark.parametrize(("low", "stopped"), [(-0.01, False), (0.001, True)])
+def test_a_loss_over_the_limit_is_stopped_only_where_its_interval_leaves_out_zero(low: float, stopped: bool) -> None:
+    wide, _, attack = _both(0.0, 200)
+    figures = gate.compare(wide, wide, attack, ~attack)
+    figures |= {"int8_auc": figures["float32_auc"] - 5 * gate.LIMIT, "loss_auc_low": low}
+    if not stopped:
+        gate.check(figures)
+        return
+    with pytest.raises(gate.QualityError, match="auc"):
+        gate.check(figures)
+
+
 def test_a_loss_within_its_interval_is_not_stopped() -> None:
     wide, small, attack = _both(0.15, 200)
     figures = gate.compare(wide, small, attack, ~attack)
