@@ -107,7 +107,7 @@ def load_own(datasets: Path, folder: str) -> list[Row]:
                     source=f"{folder}_{path.stem}",
                     language=written.language,
                     span=span,
-                    group=written.id,
+                    group=written.id.rstrip("abcdef"),
                     weight=WRITTEN_WEIGHT,
                 )
             )

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from training.corpus import BENIGN
 from training.encode import Windows, batches
+from training.memory import keep_freed_memory
 from training.model import FirewallModel, pad
 from training.precision import bfloat16_pays
 
@@ -30,9 +31,9 @@ CHECKPOINT_EVERY_S = 180.0
 class FitOptions(msgspec.Struct, frozen=True):
     """How to train. A batch is bounded by padded tokens and by windows; `minutes` stops early with the rate at zero.
 
-    An epoch sees every window of the project's and the user's own rows, and of the others `attack_share` of the attack
-    windows and `benign_share` of the benign ones, different ones in the next epoch: public and composed rows are many
-    and say much the same.
+    An epoch sees every window of the project's and the user's own rows, every mined one, and of the others
+    `attack_share` of the attack windows and `benign_share` of the benign ones, different ones in the next epoch: public
+    and composed rows are many and say much the same.
 
     `teacher_weight` multiplies the embedding loss. `distrust` is the share of its own opinion that the model may set
     against the label of a window when only its whole text is known to attack (soft bootstrapping, Reed et al.,
@@ -81,17 +82,18 @@ def fit(
     folder: Path,
     options: FitOptions,
     pad_id: int,
-    own: npt.NDArray[np.bool_] | None = None,
+    always: npt.NDArray[np.bool_] | None = None,
 ) -> dict[str, float]:
     """Train in place and return what happened. `teacher` is (vectors float32 (m, hidden), indices of their windows);
-    `own` bool (n,) marks the windows of own rows.
+    `always` bool (n,) marks the windows that every epoch sees.
 
     Raises TrainingDiverged. An interrupt leaves the last checkpoint in `folder`, from which the next call goes on.
     """
     torch.manual_seed(options.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    keep_freed_memory()
     model.to(device)
-    schedule_batches = _order(windows, np.zeros(len(windows), np.bool_) if own is None else own, options)
+    schedule_batches = _order(windows, np.zeros(len(windows), np.bool_) if always is None else always, options)
     half = bfloat16_pays(device.type)
     log.info("%s, %s", device, "bfloat16" if half else "float32")
     optimiser = torch.optim.AdamW(_groups(model, options), lr=options.rate, betas=(0.9, 0.98), fused=True)
@@ -139,15 +141,15 @@ def fit(
     }
 
 
-def _order(windows: Windows, own: npt.NDArray[np.bool_], options: FitOptions) -> list[npt.NDArray[np.int64]]:
+def _order(windows: Windows, always: npt.NDArray[np.bool_], options: FitOptions) -> list[npt.NDArray[np.int64]]:
     rng = np.random.default_rng(options.seed)
     attack = windows.label != BENIGN
     pools = [
         (rng.permutation(np.flatnonzero(chosen)), share)
         for chosen, share in (
-            (own, 1.0),
-            (~own & attack, options.attack_share),
-            (~own & ~attack, options.benign_share),
+            (always, 1.0),
+            (~always & attack, options.attack_share),
+            (~always & ~attack, options.benign_share),
         )
     ]
     planned: list[npt.NDArray[np.int64]] = []

@@ -37,6 +37,7 @@ from training import (
     fit,
     gate,
     index,
+    mining,
     model,
     prepare,
     probes,
@@ -146,8 +147,11 @@ class Run:
                 benign_share=self.options.benign_share,
             )
             rows = self.rows("train")
-            own = np.asarray([rows[row].weight >= WRITTEN_WEIGHT for row in windows.row])
-            figures = fit.fit(start, windows, vectors, self.folder, options, self.e5.pad_id, own)
+            always = np.asarray([rows[row].weight >= WRITTEN_WEIGHT for row in windows.row])
+            if former and self.options.mine:
+                share, scores = self.options.mine, self.folder / "mined.npy"
+                always |= mining.hard(start, windows, ~always, scores, pad_id=self.e5.pad_id, share=share)
+            figures = fit.fit(start, windows, vectors, self.folder, options, self.e5.pad_id, always)
             model.save(start, path)
             figures |= msgspec.structs.asdict(options)
             self._note("training", figures | ({"continued_from": former} if former else {}))
@@ -363,6 +367,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rate", type=float, default=2e-4, help="highest learning rate; less with --start")
     parser.add_argument("--attack-share", type=float, default=0.6, help="attack windows an epoch sees, own ones apart")
     parser.add_argument("--benign-share", type=float, default=0.25, help="benign windows an epoch sees, own ones apart")
+    parser.add_argument("--mine", type=float, default=0.45, help="with --start: benign windows searched for hard ones")
     parser.add_argument("--layers", type=int, default=8, choices=sorted(model.KEPT_LAYERS))
     parser.add_argument("--vocabulary", type=int, default=70_000, help="pieces of the base's vocabulary to keep")
     parser.add_argument("--row-windows", type=int, default=5, help="windows of one row to train on at most")

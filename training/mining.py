@@ -1,0 +1,72 @@
+"""Which benign windows the model is wrong about now: the ones to train on, since a threshold lies in their tail.
+
+Random benign windows are mostly easy, and teach a model that has seen thousands of them nothing. Scoring costs a third
+of what training on a window costs, so a scored share that keeps its hardest quarter is the better use of the time.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from tqdm import tqdm
+
+from training.corpus import BENIGN
+from training.encode import Windows, batches
+from training.model import FirewallModel, pad
+from training.precision import bfloat16_pays
+
+SAVE_EVERY_S = 120.0
+BATCH_TOKENS = 4_096
+BATCH_WINDOWS = 96
+
+
+def hard(
+    model: FirewallModel,
+    windows: Windows,
+    pool: npt.NDArray[np.bool_],
+    path: Path,
+    *,
+    pad_id: int,
+    share: float = 0.45,
+    keep: float = 0.25,
+    seed: int = 1,
+) -> npt.NDArray[np.bool_]:
+    """Mark the hardest `keep` of a random `share` of the benign windows in `pool` bool (n,); bool (n,).
+
+    Hard is what the model holds to be an attack. The scores, float32 (n,) with NaN where none was taken, are saved to
+    `path` as they come; a second call goes on from there.
+    """
+    scores = np.load(path) if path.exists() else np.full(len(windows), np.nan, np.float32)
+    rng = np.random.default_rng(seed)
+    candidates = rng.permutation(np.flatnonzero(pool & (windows.label == BENIGN)))
+    candidates = candidates[: round(len(candidates) * share)]
+    left = candidates[np.isnan(scores[candidates])]
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model.to(device).eval()
+    saved = time.monotonic()
+    with tqdm(total=len(left), desc="mining", unit="window", mininterval=10) as bar, torch.inference_mode():
+        for batch in batches(windows.lengths[left], BATCH_TOKENS, BATCH_WINDOWS, rng):
+            chosen = left[batch]
+            ids, mask = pad([windows.tokens(i).tolist() for i in chosen], pad_id)
+            with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16_pays(device.type)):
+                logits, _ = model(ids.to(device), mask.to(device))
+            scores[chosen] = 1.0 - logits.softmax(1)[:, BENIGN].cpu().numpy()
+            bar.update(len(chosen))
+            if time.monotonic() - saved > SAVE_EVERY_S:
+                _save(scores, path)
+                saved = time.monotonic()
+    _save(scores, path)
+    model.to("cpu")
+    marked = np.zeros(len(windows), np.bool_)
+    marked[candidates[np.argsort(-scores[candidates], kind="stable")[: round(len(candidates) * keep)]]] = True
+    return marked
+
+
+def _save(scores: npt.NDArray[np.float32], path: Path) -> None:
+    partial = path.with_suffix(".partial.npy")
+    np.save(partial, scores)
+    partial.rename(path)
