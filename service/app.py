@@ -126,7 +126,7 @@ def create_app(settings: Settings) -> Litestar:
     digest = root.digest("audit")
     store = Store(database_path(settings))
     rows = RowWriter(store.path)
-    audit = AuditLog(rows, settings.storage.on_error)
+    audit = AuditLog(rows, settings.storage.on_error, rows.add_at_once)
     counter, session, metrics = TokenCounter(), SharedSession(), Metrics()
     keys = Keys(store, root) if settings.auth.mode == "keys" else None
     tenants = Tenants(settings, counter, Quota(), keys)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import shlex
 import socket
@@ -167,6 +168,9 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
+            # What the start has built stays for good: a full collection need not go through it (it took 70 ms).
+            gc.collect()
+            gc.freeze()
             print(self._ready(), flush=True)
 
 

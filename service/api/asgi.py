@@ -7,11 +7,13 @@ refused without being kept, and the connection is watched, since a server does n
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import secrets
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
+from service.api import strict_json
 from service.errors import (
     Forbidden,
     MalformedRequest,
@@ -187,6 +189,29 @@ class HttpExchange:
                 await self._send(message)
         except TimeoutError:
             raise CallerLeft from None
+
+
+def endpoint(
+    wire: Wire,
+    parse: Callable[[bytes, Server], Call],
+    serve: Callable[[HttpExchange], Awaitable[None]],
+    server: Server,
+    *,
+    open_mode: bool,
+) -> Handler:
+    """A handler for calls of one protocol: `parse` reads a body (a long one in a thread), `serve` answers."""
+
+    async def read(body: bytes) -> Call:
+        if len(body) <= strict_json.INLINE_BYTES:
+            return parse(body, server)
+        return await asyncio.to_thread(parse, body, server)
+
+    async def handle(scope: Any, receive: Any, send: Any) -> None:
+        exchange = HttpExchange(scope, receive, send, wire=wire, read=read, server=server, open_mode=open_mode)
+        with contextlib.suppress(CallerLeft):
+            await serve(exchange)
+
+    return handle
 
 
 async def respond(

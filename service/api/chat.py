@@ -5,18 +5,17 @@ Source: OpenAI API reference, "Create chat completion".
 
 from __future__ import annotations
 
-import asyncio
 import re
 from typing import Any
 
 from service.api import strict_json
-from service.api.asgi import Handler, HttpExchange, malformed
+from service.api.asgi import Handler, endpoint, malformed
 from service.api.chat_prompt import BOOLEANS, INTEGERS, KNOWN, LISTS, NUMBERS, OBJECTS, STRINGS, Reading
 from service.api.chat_reply import ChatWire
 from service.api.strict_json import pointer
 from service.firewall.prompt import Prompt
 from service.gateway import Gateway
-from service.interfaces import Call, CallerLeft
+from service.interfaces import Call
 from service.settings import Server
 
 _MODEL = re.compile(r"[^\s\x00-\x1f\x7f]{1,256}")
@@ -26,21 +25,7 @@ _FIELD_NAME = re.compile(r"[A-Za-z0-9_.-]{1,40}")
 
 def handler(gateway: Gateway, server: Server, *, open_mode: bool) -> Handler:
     """`POST /v1/chat/completions`."""
-    wire = ChatWire()
-
-    async def read(body: bytes) -> Call:
-        if len(body) <= strict_json.INLINE_BYTES:
-            return parse_request(body, server)
-        return await asyncio.to_thread(parse_request, body, server)
-
-    async def handle(scope: Any, receive: Any, send: Any) -> None:
-        exchange = HttpExchange(scope, receive, send, wire=wire, read=read, server=server, open_mode=open_mode)
-        try:
-            await gateway.serve(exchange)
-        except CallerLeft:
-            return
-
-    return handle
+    return endpoint(ChatWire(), parse_request, gateway.serve, server, open_mode=open_mode)
 
 
 def parse_request(body: bytes, server: Server) -> Call:

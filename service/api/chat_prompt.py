@@ -5,21 +5,16 @@ Fields and parts that are not known here are judged as documents and forwarded: 
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterable
-from itertools import islice
 from typing import Any
 
-from service.api import strict_json
 from service.api.asgi import malformed
+from service.api.request_texts import RequestTexts, string
 from service.api.strict_json import pointer
-from service.api.texts import Path, is_opaque, place_of, segments_of, text_of_base64, text_of_data_url
+from service.api.texts import Path, is_opaque, segments_of, text_of_base64, text_of_data_url
 from service.errors import PayloadTooLarge
-from service.firewall.prompt import Role, Segment, Unscannable
+from service.firewall.prompt import Role, Unscannable
 
-MAX_TEXTS = 32_768
-"""Each is judged by itself. More could not be within any deadline, and only to count them takes long."""
 _ROLES: dict[str, Role] = {
     "system": "system",
     "developer": "system",
@@ -72,12 +67,8 @@ _IDENTIFIER = re.compile(rf"(?!.*{_THREE_WORDS})[A-Za-z0-9_.:-]{{1,40}}")
 _PARTS = {"text": "text", "refusal": "refusal", "image_url": "image_url", "input_audio": "input_audio", "file": "file"}
 
 
-class Reading:
+class Reading(RequestTexts):
     """Collects the segments of one request."""
-
-    def __init__(self) -> None:
-        self.segments: list[Segment] = []
-        self.unscannable: list[Unscannable] = []
 
     def messages(self, messages: Any, max_messages: int) -> None:
         """The conversation. Raises PayloadTooLarge over `max_messages`, MalformedRequest for wrong types."""
@@ -97,7 +88,7 @@ class Reading:
             raise malformed(pointer(*path, "role"), "a role")
         role = _ROLES.get(wire_role.strip().lower(), "document")  # a lenient reader would not mind the case
         if wire_role not in _ROLES:
-            self._text(wire_role, (*path, "role"), "document", index)
+            self.text(wire_role, (*path, "role"), "document", index)
         for name, value in message.items():
             place: Path = (*path, name)
             if name == "role" or (name in _MESSAGE_FIELDS and value is None):
@@ -109,24 +100,24 @@ class Reading:
             elif name == "function_call":
                 self._function(value, place, index)
             elif name == "name":
-                self._text(_string(value, place), place, "tool", index)
+                self.text(string(value, place), place, "tool", index)
             elif name in {"refusal", "reasoning", "reasoning_content"} and isinstance(value, str):
-                self._text(value, place, "tool", index)
+                self.text(value, place, "tool", index)
             elif name != "tool_call_id":
                 self._other(name, value, path, index)
-            elif not _IDENTIFIER.fullmatch(_string(value, place)):
-                self._text(value, place, "document", index)
+            elif not _IDENTIFIER.fullmatch(string(value, place)):
+                self.text(value, place, "document", index)
 
     def _content(self, content: Any, path: Path, role: Role, message: int) -> None:
         if isinstance(content, str):
-            self._text(content, path, role, message)
+            self.text(content, path, role, message)
             return
         if not isinstance(content, list):
             raise malformed(pointer(*path), "a string or a list of content parts")
         for index, part in enumerate(content):
             place = (*path, index)
             if isinstance(part, str):
-                self._text(part, place, role, message)
+                self.text(part, place, role, message)
             elif isinstance(part, dict):
                 self._part(part, place, role, message)
             else:
@@ -138,7 +129,7 @@ class Reading:
             raise malformed(pointer(*path, "type"), "the type of a content part")
         field = _PARTS.get(kind)
         if field is None:
-            self._text(kind, (*path, "type"), "document", message)
+            self.text(kind, (*path, "type"), "document", message)
         elif field not in part:
             raise malformed(pointer(*path, field), f"the field of a part of type {kind}")
         for name, value in part.items():
@@ -146,7 +137,7 @@ class Reading:
             if name == "type":
                 continue
             if name == field and kind in {"text", "refusal"}:
-                self._text(_string(value, place), place, role, message)
+                self.text(string(value, place), place, role, message)
             elif name == field:
                 self._attachment(value, kind, place, message)
             else:
@@ -167,11 +158,11 @@ class Reading:
                 if name not in {"detail", "filename", "format"}:
                     self._other(name, item, path, message)
                 elif name == "filename" or not isinstance(item, str) or not _IDENTIFIER.fullmatch(item):
-                    self._add(segments_of(item, place, "document", message))
+                    self.add(segments_of(item, place, "document", message))
                 continue
             if item is None:
                 continue
-            text = text_of_data_url(_string(item, place))
+            text = text_of_data_url(string(item, place))
             if text is None and name == "file_data":
                 text = text_of_base64(item)
             if text is None and not is_opaque(item):
@@ -179,7 +170,7 @@ class Reading:
             if text is None:
                 self.unscannable.append(Unscannable(pointer(*place), "file_id" if name == "file_id" else kind))
             else:
-                self._text(text.replace("\x00", ""), place, "document", message)
+                self.text(text.replace("\x00", ""), place, "document", message)
 
     def _tool_calls(self, calls: Any, path: Path, message: int) -> None:
         if not isinstance(calls, list):
@@ -194,9 +185,9 @@ class Reading:
                 elif name not in {"id", "type", "index"}:
                     self._other(name, value, (*path, index), message)
                 elif isinstance(value, str) and not _IDENTIFIER.fullmatch(value):
-                    self._text(value, place, "document", message)
+                    self.text(value, place, "document", message)
                 elif isinstance(value, (dict, list)):
-                    self._add(segments_of(value, place, "document", message))
+                    self.add(segments_of(value, place, "document", message))
 
     def _function(self, function: Any, path: Path, message: int) -> None:
         if not isinstance(function, dict):
@@ -204,22 +195,13 @@ class Reading:
         for name, value in function.items():
             place = (*path, name)
             if name in {"name", "arguments", "input"} and isinstance(value, str):
-                self._text(value, place, "tool", message)
+                self.text(value, place, "tool", message)
                 if name == "arguments" and "\\" in value:
-                    self._unescaped(value, place, message)
+                    self.unescaped(value, place, message)
             elif name in {"name", "arguments"}:
                 raise malformed(pointer(*place), "a string")
             else:
                 self._other(name, value, path, message, "tool")
-
-    def _unescaped(self, arguments: str, path: Path, message: int) -> None:
-        """Arguments are JSON in a string: their own escapes are judged by what they say."""
-        try:
-            value = json.loads(arguments)
-        except (ValueError, RecursionError):
-            return
-        texts = "\n".join(s.text for s in segments_of(value, (), "tool"))
-        self._text(strict_json.whole(texts).replace("\x00", ""), path, "tool", message)
 
     def fields(self, request: dict[str, Any]) -> None:
         """Everything beside the messages."""
@@ -239,7 +221,7 @@ class Reading:
             role: Role = "tool" if name in _TOOL_FIELDS else "document"
             found = list(segments_of(value, (name,), role))
             if not all(word in _QUIET for s in found for word in s.text.split("\n")):
-                self._add(found)
+                self.add(found)
 
     def _tools(self, tools: list[Any], field: str) -> None:
         for index, tool in enumerate(tools):
@@ -249,25 +231,9 @@ class Reading:
                 function = tool.get("function")
                 if not isinstance(function, dict):
                     raise malformed(pointer(field, index, "function"), "a function definition")
-                _string(function.get("name"), (field, index, "function", "name"))
-            self._add(segments_of(tool, (field, index), "tool"))
-
-    def _add(self, found: Iterable[Segment]) -> None:
-        self.segments += islice(found, MAX_TEXTS - len(self.segments) + 1)
-        if len(self.segments) > MAX_TEXTS:
-            raise PayloadTooLarge(f"The body holds more than {MAX_TEXTS} texts.")
+                string(function.get("name"), (field, index, "function", "name"))
+            self.add(segments_of(tool, (field, index), "tool"))
 
     def _other(self, name: str, value: Any, path: Path, message: int, role: Role = "document") -> None:
         """A member that is not known here: its name is text as well, whatever it holds."""
-        unknown = "" if name in _MESSAGE_FIELDS else name
-        self._add(segments_of(value, (*path, name), role, message, name=unknown))
-
-    def _text(self, text: str, path: Path, role: Role, message: int) -> None:
-        if text:
-            self._add((Segment(text, role, place_of(path), message),))
-
-
-def _string(value: Any, path: Path) -> str:
-    if not isinstance(value, str):
-        raise malformed(pointer(*path), "a string")
-    return value
+        self.member(name, value, path, message, role, known=name in _MESSAGE_FIELDS)

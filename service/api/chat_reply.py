@@ -12,9 +12,10 @@ from typing import Any
 
 import msgspec
 
-from service.api import sse, strict_json
-from service.api.chat_texts import Texts, choice_index, unescape
-from service.errors import MalformedRequest, PayloadTooLarge, UpstreamInvalid, WireError
+from service.api import reply_texts, sse, strict_json
+from service.api.chat_texts import piece_of
+from service.api.reply_texts import Texts, index_of
+from service.errors import UpstreamInvalid, WireError
 from service.interfaces import Call, Piece
 
 
@@ -26,17 +27,14 @@ class ChatWire:
 
     def read_reply(self, body: bytes) -> Piece:
         """A whole reply. Raises UpstreamInvalid."""
-        document = _document(body)
-        return Texts().piece(document, body)
+        return piece_of(Texts(), _document(body), body)
 
     def read_error(self, body: bytes) -> Piece:
         """The body of a provider's own error: JSON, or any text."""
         try:
-            return Texts().piece(_document(body), body)
+            return piece_of(Texts(), _document(body), body)
         except UpstreamInvalid:
-            text = body.decode("utf-8", "replace").replace("\x00", "")
-            # Not JSON to us, yet its reader may undo escapes in it.
-            return Piece(raw=text.encode(), texts=(("error", text), ("error#unescaped", unescape(text))))
+            return reply_texts.read_as_text(body)
 
     def open_stream(self) -> ChatStream:
         """A reader for one streamed reply."""
@@ -44,20 +42,7 @@ class ChatWire:
 
     def rewrite(self, piece: Piece, texts: Sequence[str]) -> bytes | None:
         """The piece with these texts; None where one cannot be changed in its place."""
-        if piece.document is None:
-            return texts[0].encode() if texts[0] != piece.texts[0][1] else None
-        event, document, slots = piece.document
-        for slot, new, (_, old) in zip(slots, texts, piece.texts, strict=True):
-            if new == old:
-                continue
-            if slot.kind == "text":
-                slot.box[slot.key] = new
-            elif slot.kind in {"bytes", "number"}:
-                slot.box[slot.key] = None
-            elif slot.kind == "key" or slot.box[slot.key] == slot.old:
-                return None
-        written = json.dumps(document)
-        return written.encode() if event is None else sse.render(written, event)
+        return reply_texts.rewrite(piece, texts)
 
     def clamp(self, call: Call, max_output_tokens: int) -> bytes:
         """The call's body with its output bounded, every other byte as it is."""
@@ -127,10 +112,10 @@ class ChatStream:
             self._ended = True
             return Piece(raw=sse.render("[DONE]"), done=True)
         document = _document(event.data.encode())
-        piece = self._texts.piece(document, event.raw, event.name)
+        piece = piece_of(self._texts, document, event.raw, event.name)
         self._seen = True
         for position, choice in enumerate(document.get("choices") or ()):
-            index = choice_index(choice, position)
+            index = index_of(choice, position)
             if choice.get("finish_reason") is None:
                 self._open_choices.add(index)
             else:
@@ -142,12 +127,7 @@ class ChatStream:
 
 
 def _document(body: bytes) -> dict[str, Any]:
-    try:
-        document = strict_json.parse(body, any_character=True)
-    except (MalformedRequest, PayloadTooLarge):
-        raise UpstreamInvalid("The provider's reply is not JSON that every reader understands alike.") from None
-    if not isinstance(document, dict):
-        raise UpstreamInvalid("The provider's reply is not an object.")
+    document = reply_texts.read_document(body)
     choices = document.get("choices") or []
     if not isinstance(choices, list) or not all(isinstance(choice, dict) for choice in choices):
         raise UpstreamInvalid("The provider's reply has choices that are not objects.")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable
 from typing import Any
 
 import msgspec
 
 from service.api import strict_json
-from service.api.asgi import Handler, HttpExchange, malformed
+from service.api.asgi import Handler, HttpExchange, endpoint, malformed
 from service.api.chat_prompt import Reading
 from service.api.chat_reply import ChatWire
 from service.api.strict_json import pointer
@@ -17,7 +16,7 @@ from service.errors import PayloadTooLarge
 from service.firewall.prompt import ROLES, Prompt, Segment
 from service.firewall.verdict import Finding, Verdict, decide
 from service.gateway import Gateway
-from service.interfaces import Call, CallerLeft
+from service.interfaces import Call
 from service.settings import Server
 
 _MEMBERS = frozenset({"messages", "texts", "role", "tools"})
@@ -30,21 +29,11 @@ class _ScanWire(ChatWire):
 
 def handler(gateway: Gateway, server: Server, *, open_mode: bool) -> Handler:
     """`POST /v1/scan` `{"messages": […]}` or `{"texts": […], "role"}`."""
-    wire = _ScanWire()
 
-    async def read(body: bytes) -> Call:
-        if len(body) <= strict_json.INLINE_BYTES:
-            return parse_scan(body, server)
-        return await asyncio.to_thread(parse_scan, body, server)
+    async def serve(exchange: HttpExchange) -> None:
+        await gateway.scan(exchange, lambda call, verdicts: write_verdicts(exchange.request_id, call, verdicts))
 
-    async def handle(scope: Any, receive: Any, send: Any) -> None:
-        exchange = HttpExchange(scope, receive, send, wire=wire, read=read, server=server, open_mode=open_mode)
-        try:
-            await gateway.scan(exchange, lambda call, verdicts: write_verdicts(exchange.request_id, call, verdicts))
-        except CallerLeft:
-            return
-
-    return handle
+    return endpoint(_ScanWire(), parse_scan, serve, server, open_mode=open_mode)
 
 
 def parse_scan(body: bytes, server: Server) -> Call:

@@ -126,9 +126,13 @@ class WordReader:
     def _feed_ascii(self, text: str, offset: int) -> list[Token]:
         tokens: list[Token] = []
         letters = self._letters
+        size = len(text)
         done = 0  # where the word that is open may go on
         for match in _ASCII_WORD.finditer(text.translate(_ASCII)):
             start, end = match.span()
+            if not letters and end < size and end - start < _MAX_WORD:
+                tokens.append(Token(match[0], offset + start, offset + end, 1.0))
+                continue
             if letters and start > done:
                 tokens.append(self._word())
             while start < end:
@@ -141,7 +145,7 @@ class WordReader:
                 if len(letters) >= _MAX_WORD:
                     tokens.append(self._word())
             done = end
-        if letters and done < len(text):
+        if letters and done < size:
             tokens.append(self._word())
         return tokens
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from service.api.chat_reply import ChatWire
-from service.api.chat_texts import MAX_CHANNELS
+from service.api.reply_texts import MAX_CHANNELS
 from service.errors import UpstreamInvalid
 from service.firewall.protected import ProtectedText, ProtectedTexts
 from service.firewall.stream import ReplyJudge

@@ -6,6 +6,7 @@ import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from service.errors import StorageFailed
@@ -75,3 +76,31 @@ async def test_a_file_that_is_not_there_is_an_error_and_not_made(path: Path) -> 
     with pytest.raises(StorageFailed):
         await writer.add_rows([ROW])
     await writer.close()
+
+
+async def test_a_row_written_at_once_is_read_back_by_the_store(path: Path, writer: RowWriter) -> None:
+    assert writer.add_at_once(ROW)
+    store = Store(path)
+    assert await store.find_row("req_1") == ROW
+    await store.close()
+
+
+async def test_what_cannot_be_written_at_once_is_not_kept_and_the_next_row_is(path: Path, writer: RowWriter) -> None:
+    holder = sqlite3.connect(path)
+    holder.execute("BEGIN EXCLUSIVE")
+    assert not writer.add_at_once(ROW)
+    holder.rollback()
+    assert writer.add_at_once(ROW)
+    assert not writer.add_at_once(ROW)  # the same request twice
+    holder.close()
+
+
+async def test_rows_written_at_once_are_moved_into_the_file_by_the_thread(
+    path: Path, writer: RowWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(row_writer, "CHECKPOINT_ROWS", 20)
+    before = path.stat().st_size  # noqa: ASYNC240
+    for number in range(20):
+        assert writer.add_at_once(msgspec.structs.replace(ROW, request_id=f"req_{number}", error="x" * 2_000))
+    await writer.add_rows([msgspec.structs.replace(ROW, request_id="after")])  # behind the checkpoint, in one thread
+    assert path.stat().st_size > before  # noqa: ASYNC240
