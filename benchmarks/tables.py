@@ -274,4 +274,33 @@ def _hostile(figures: dict[str, Any]) -> list[str]:
     ]
 
 
-_SECTIONS = {"recall": _recall, "latency": _latency, "overhead": _overhead, "hostile": _hostile, "leakage": _leakage}
+# -- evasion ---------------------------------------------------------------------------------------------------------
+
+
+def _evasion(figures: dict[str, Any]) -> list[str]:
+    rows = [
+        (
+            name.replace("_", " "),
+            *(percent(entry[key]) for key in ("recall", "flagged", "false_alarms", "flagged_benign")),
+            f"{entry['recovered']:.0%}",
+            f"{entry['cost']:.1f}",
+        )
+        for name, entry in figures["disguises"].items()
+    ]
+    heads = ("Disguise", "recall at 1 %", "flagged by default", "false alarms at 1 %", "benign flagged by default")
+    return [
+        f"{figures['attacks']} attacks and {figures['benign']} benign English texts of the own dev set in every "
+        "disguise. The threshold is that of the plain texts. *Recovered*: words that at least one view reads as they "
+        "were written; *cost*: characters that are judged, per character of the plain text.",
+        table((*heads, "recovered", "cost"), rows),
+    ]
+
+
+_SECTIONS = {
+    "recall": _recall,
+    "evasion": _evasion,
+    "latency": _latency,
+    "overhead": _overhead,
+    "hostile": _hostile,
+    "leakage": _leakage,
+}

@@ -26,9 +26,13 @@ _LATIN_WORD = re.compile(r"(?<![A-Za-z0-9_])[A-Za-z]{3,}+(?![A-Za-z0-9_])")
 # Single letters, one to four separators between them, six letters or more.
 _SPACED = re.compile(r"(?<![^\W_])[^\W\d_](?:[ \t\n.\-_*|/,~+·•]{1,4}[^\W_](?![^\W_])){5,}+")
 _SPACING = re.compile(r"[\W_]+")
-_LEET_WORD = re.compile(r"(?<![A-Za-z0-9@$!|])[A-Za-z]*+[0134578@$!|][A-Za-z0134578@$!|]*+")
-_LEET = str.maketrans("03457@$8!|", "oeastasbil")
+_LEET_SIGNS = "01345789@$!|+"
+_LEET_WORD = re.compile(rf"(?<![A-Za-z0-9@$!|+])[A-Za-z]*+[{_LEET_SIGNS}][A-Za-z{_LEET_SIGNS}]*+")
+# An i or an l is written as 1, as ! and as |; which of the two is tried out.
+_LEET = str.maketrans("03457@$89+!|", "oeastasbgt11")
+_PLAIN_RUN = re.compile(r"[\w@$!|+]+")
 _LINE_CHARS = 400
+_LONGEST_WORD = 20
 
 
 def turned_runs(text: str) -> Iterator[list[Run]]:
@@ -139,8 +143,11 @@ def spaced_runs(text: str) -> Iterator[Run]:
             continue
         gaps = Counter(_SPACING.findall(run))
         usual = max(gaps, key=lambda gap: (gaps[gap], -len(gap)))
-        words = [_SPACING.sub("", word) for word in _wider(run, usual)]
-        yield Run(match.start(), match.end(), " ".join(segmented(word) for word in words if word), "spaced")
+        words = [letters for word in _wider(run, usual) if (letters := _SPACING.sub("", word))]
+        # Where gaps of two widths tell the words apart, nothing is to be guessed.
+        told = len(words) > 1 and max(map(len, words)) <= _LONGEST_WORD
+        read = " ".join(words if told else map(segmented, words))
+        yield Run(match.start(), match.end(), read, "spaced")
 
 
 def _has_language(letters: str) -> bool:
@@ -165,7 +172,7 @@ def leet_runs(text: str) -> Iterator[Run]:
             if len(group) > 1:
                 start, end = group[0][0], group[-1][1]
                 start, end = _word_edges(text, start, end)
-                yield Run(start, end, re.sub(r"[\w@$!|]+", _plain_word, text[start:end]), "leet")
+                yield Run(start, end, _PLAIN_RUN.sub(_plain_word, text[start:end]), "leet")
             group = []
         if hit is not None:
             group.append(hit)

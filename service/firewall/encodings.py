@@ -38,6 +38,8 @@ _URLSAFE = str.maketrans("-_", "+/", "= \t\r\n")
 _BLOCKS = "|".join(rf"(?:{_B64}{{{size}}}\s{{1,2}}){{4,}}" for size in (4, 5, 6, 8, 10, 12))
 _BASE64_BLOCKS = re.compile(rf"(?<!\S)(?:{_BLOCKS})(?:{_B64}{{1,12}}={{0,2}})?(?!\S)")
 _BASE32 = re.compile(r"(?<![A-Z2-7])[A-Z2-7]{16,}+={0,6}")
+_BASE58_DIGITS = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
+_BASE58 = re.compile(r"(?<![0-9A-Za-z+/=_-])[1-9A-HJ-NP-Za-km-z]{24,2000}(?![0-9A-Za-z+/=_-])")
 _HEX = re.compile(r"(?<![0-9A-Za-z])(?:0x|\\x)?[0-9A-Fa-f]{2}(?:[ ,:;-]{0,2}(?:0x|\\x)?[0-9A-Fa-f]{2}){7,}+")
 _HEX_NOISE = re.compile(r"0x|\\x|[^0-9A-Fa-f]")
 _BINARY = re.compile(r"(?<!\d)[01]{8}(?:[ ,]{0,2}[01]{8}){5,}+")
@@ -143,6 +145,16 @@ def _from_base64(run: str) -> str:
         return bytes_as_text(binascii.a2b_base64(body + "=" * (-len(body) % 4)))
     except (binascii.Error, ValueError):
         return ""
+
+
+def _base58(text: str) -> Iterator[Run]:
+    for match in _BASE58.finditer(text):
+        number = 0
+        for digit in match.group():
+            number = number * 58 + _BASE58_DIGITS.index(digit)
+        decoded = bytes_as_text(number.to_bytes((number.bit_length() + 7) // 8))
+        if decoded:
+            yield Run(match.start(), match.end(), decoded, "base58")
 
 
 def _base32(text: str) -> Iterator[Run]:
@@ -251,6 +263,7 @@ _FINDERS: tuple[Callable[[str], Iterator[Run]], ...] = (
     _base64,
     _base64_blocks,
     _base32,
+    _base58,
     _hex,
     _binary,
     _decimal,

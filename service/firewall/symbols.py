@@ -28,9 +28,12 @@ _FLIPPED = dict(
         strict=True,
     )
 )
-_FLIP = {ord(char): latin for char, latin in _FLIPPED.items()} | {ord("n"): "u", ord("u"): "n"}
+_TURNED_CAPITALS = dict(zip("∀ᗺƆᗡƎℲ⅁פſ˥WԀΌᴚ┴∩ΛM⅄˙¿¡", "ABCDEFGGJLMPQRTUVWY.?!", strict=True))
+_FLIP = {ord(char): latin for char, latin in (_FLIPPED | _TURNED_CAPITALS).items()}
+_FLIP |= {ord("n"): "u", ord("u"): "n", ord("'"): ",", ord(","): "'"}
 _FLIP_SIGN = re.compile("[ɐɔǝɟɓɥɾʞɯɹʇʌʍʎᴉƃ]")
-_FLIP_RUN = re.compile("[a-zɐɔǝɟɓɥıɾʞɯɹʇʌʍʎᴉƃⅎʅᵷ][a-zɐɔǝɟɓɥıɾʞɯɹʇʌʍʎᴉƃⅎʅᵷ ,.'˙!?]{5,}+")
+_FLIP_CHARS = "a-zA-Z0-9" + "".join(char for char in _FLIPPED | _TURNED_CAPITALS if not char.isascii())
+_FLIP_RUN = re.compile(f"[{_FLIP_CHARS}][{_FLIP_CHARS} \n,.;:'\"!?()-]{{5,}}+")
 
 _LATIN_MARKED = re.compile("[\u00c0-\u024f\u1e00-\u1eff]")
 _WORDS = re.compile(r"[^\W\d_]{4,}+")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 from typing import Any
 
@@ -9,7 +10,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from benchmarks import plots, recall, tables
+from benchmarks import evasion, plots, recall, tables
+from benchmarks.disguise import DISGUISES
 from benchmarks.intervals import difference, ratio, spread
 from benchmarks.latency import STAGES
 from benchmarks.leak_cases import cases
@@ -21,10 +23,10 @@ from training.corpus import Row
 
 
 def test_the_bootstrap_interval_holds_the_true_difference_of_medians_and_shrinks_with_the_sample() -> None:
-    random = np.random.default_rng(3)
+    rng = np.random.default_rng(3)
 
     def measured(count: int) -> tuple[list[float], list[float]]:
-        return random.normal(2.0, 0.3, count).tolist(), random.normal(3.5, 0.3, count).tolist()
+        return rng.normal(2.0, 0.3, count).tolist(), rng.normal(3.5, 0.3, count).tolist()
 
     few, many = difference(*measured(30)), difference(*measured(600))
 
@@ -148,6 +150,17 @@ def _figures() -> dict[str, dict[str, Any]]:
             "throughput": {"clients": 8, "ways": {DIRECT: rate}},
             "goal": {"ms": 1.5, "added_p50_ms": 1.75, "met": False},
         },
+        "evasion": {
+            "attacks": 3,
+            "benign": 3,
+            "disguises": {
+                "morse": {
+                    **dict.fromkeys(("recall", "flagged", "false_alarms", "flagged_benign"), family["stopped"]),
+                    "recovered": 0.9,
+                    "cost": 1.5,
+                }
+            },
+        },
         "hostile": {
             "bodies": {
                 "400,000 letters": {"status": 200, "seconds": 0.5, "polls": 9, "poll_ms": _ms(2.0) | {"highest": 61.5}}
@@ -156,6 +169,16 @@ def _figures() -> dict[str, dict[str, Any]]:
         },
         "leakage": {"modes": {"exact": mode}, "cost": {"exact": cost}, "cases": 6},
     }
+
+
+def test_disguises_leave_no_text_as_it_was_and_the_service_recovers_most() -> None:
+    attacks, benign = evasion.chosen(6)
+    assert [row.label > 0 for row in attacks] == [True] * 6 and [row.label for row in benign] == [0] * 6
+    for name, transform in DISGUISES.items():
+        texts = [transform(row.text, random.Random(1)) for row in attacks]
+        assert all(text != row.text for text, row in zip(texts, attacks, strict=True)), name
+    assert evasion.recovered(attacks[0].text, DISGUISES["base64_once"](attacks[0].text, random.Random(1))) > 0.9
+    assert evasion.recovered(attacks[0].text, "something else") < 0.3
 
 
 def _results(*parts: str) -> Results:
@@ -193,7 +216,7 @@ def test_a_part_that_was_not_measured_is_named_and_a_quick_run_is_marked() -> No
     results = _results("latency")
     quick = {name: msgspec.structs.replace(part, quick=True) for name, part in results.parts.items()}
 
-    assert "Not measured yet: recall, overhead, hostile, leakage." in tables.render(results)
+    assert "Not measured yet: recall, evasion, overhead, hostile, leakage." in tables.render(results)
     assert "Quick run" not in tables.render(results)
     assert "**Quick run" in tables.render(Results(quick))
 
