@@ -20,6 +20,7 @@ from training.corpus import BENIGN, LABELS, Row
 from training.encode import Windows
 
 MOST = 4_000
+_CANDIDATES = 6_000
 # Two texts nearer than this teach the index nothing twice.
 NEAR = 0.97
 
@@ -33,7 +34,7 @@ def benign_candidates(windows: Windows, rows: Sequence[Row], first: npt.NDArray[
     """Benign windows, those marked in `first` bool (n,) (own and hard ones) before others."""
     benign = windows.label == BENIGN
     chosen = [_in_order(np.flatnonzero(benign & part), windows, rows) for part in (first, ~first)]
-    return np.concatenate(chosen)[: MOST * 2]
+    return np.concatenate(chosen)[:_CANDIDATES]
 
 
 def _in_order(chosen: npt.NDArray[np.int64], windows: Windows, rows: Sequence[Row]) -> npt.NDArray[np.int64]:
@@ -42,7 +43,7 @@ def _in_order(chosen: npt.NDArray[np.int64], windows: Windows, rows: Sequence[Ro
         later = 2 if "+" in row.kind else 1 if row.source == "composed" else 0
         return later, hashlib.sha256(row.text.encode()).hexdigest()
 
-    return np.asarray(sorted(chosen, key=order)[: MOST * 2], np.int64)
+    return np.asarray(sorted(chosen, key=order)[:_CANDIDATES], np.int64)
 
 
 def build_attacks(
