@@ -26,13 +26,14 @@ class Answer:
     async def refuse(self, error: WireError, action: str) -> None:
         """End the answer with an error: as its body before the first byte, as an event after it."""
         wire = self._exchange.wire
+        error = wire.phrase(error)
         if not self._exchange.started:
             self._ledger.status = error.status
         if not self._ledger.closing:
             try:
                 await self._ledger.close()
             except StorageFailed as failed:
-                error, action = to_wire(failed), "error"
+                error, action = wire.phrase(to_wire(failed)), "error"
         if self._exchange.started:
             await self._exchange.end(wire.error_event(error))
             return

@@ -13,15 +13,16 @@ from litestar.datastructures import State
 from litestar.exceptions import HTTPException
 from litestar.handlers import asgi
 
-from service.api import chat, health, models, scan
+from service.api import chat, health, messages, models, scan
 from service.api.asgi import Handler, check_origin, sign_answer
 from service.api.chat_reply import ChatWire
+from service.api.messages_reply import MessagesWire
 from service.errors import NotFound, WireError, to_wire
 from service.firewall.injection import InjectionGuard
 from service.firewall.leakage import LeakageGuard
 from service.firewall.protected import ProtectedText, ProtectedTexts, registered
 from service.gateway import Gateway
-from service.interfaces import Provider
+from service.interfaces import Provider, Wire
 from service.records.audit_log import AuditLog
 from service.records.row_writer import RowWriter
 from service.records.store import Store, database_path
@@ -37,7 +38,7 @@ from service.tenancy.tenants import Tenants
 from service.tenancy.tokens import TokenCounter
 from service.upstream.client import HttpProvider, SharedSession
 from service.upstream.router import GlobRouter
-from service.upstream.sandbox import MODELS, Sandbox
+from service.upstream.sandbox import MODELS, Count, Sandbox
 
 _MIN_KEY_CHARS = 16
 
@@ -63,6 +64,8 @@ def assemble(settings: Settings, parts: Parts) -> Litestar:
     authenticate = gateway.tenancy.authenticate
     routes: dict[str, Handler] = {
         "/v1/chat/completions": chat.handler(gateway, server, open_mode=is_open),
+        "/v1/messages": messages.handler(gateway, server, open_mode=is_open),
+        "/v1/messages/count_tokens": messages.count_handler(gateway, server, open_mode=is_open),
         "/v1/scan": scan.handler(gateway, server, open_mode=is_open),
         "/v1/models": models.handler(settings.providers, MODELS, authenticate, check=check),
         "/health/live": health.live(),
@@ -87,23 +90,25 @@ async def _sign(message: Any, scope: Any) -> None:
     sign_answer(message, scope)
 
 
-def _refused(_: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
+def _refused(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
     """What no route of ours answered: mostly paths that do not exist, which are refused and never forwarded."""
     failure = to_wire(error)
     if isinstance(error, HTTPException) and error.status_code == 404:
         failure = to_wire(NotFound("There is no such route here."))
     elif isinstance(error, HTTPException) and error.status_code < 500:
         failure = WireError(error.status_code, "invalid_request_error", "invalid_request", "The request was refused.")
-    body = ChatWire().error_body(failure)
+    is_messages = request.scope["path"].startswith(MessagesWire.path)
+    wire: Wire = MessagesWire() if is_messages else ChatWire()
+    body = wire.error_body(failure)
     return Response(body, status_code=failure.status, media_type="application/json")
 
 
-def providers_of(settings: Settings, session: SharedSession) -> dict[str, Provider]:
-    """The configured providers by name, each with its key from the environment."""
+def providers_of(settings: Settings, session: SharedSession, count: Count) -> dict[str, Provider]:
+    """The configured providers by name, each with its key from the environment. The sandbox counts with `count`."""
     made: dict[str, Provider] = {}
     for entry in settings.providers:
         if entry.kind == "sandbox":
-            made[entry.name] = Sandbox(entry.name)
+            made[entry.name] = Sandbox(entry.name, count)
         else:
             made[entry.name] = HttpProvider(
                 entry.name,
@@ -113,6 +118,7 @@ def providers_of(settings: Settings, session: SharedSession) -> dict[str, Provid
                 connect_timeout_s=entry.connect_timeout_s,
                 timeout_s=entry.timeout_s,
                 retries=entry.retries,
+                kind=entry.kind,
             )
     return made
 
@@ -145,7 +151,7 @@ def create_app(settings: Settings) -> Litestar:
         tenancy=tenants,
         prompts=model.guard if model else None,
         replies=replies,
-        providers=GlobRouter(settings.providers, providers_of(settings, session)),
+        providers=GlobRouter(settings.providers, providers_of(settings, session, counter.count)),
         audit=audit,
         observe=metrics.observe,
         digest=digest,

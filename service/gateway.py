@@ -159,7 +159,7 @@ class _Request:
         gateway, exchange = self._gateway, self._exchange
         caller = self._ledger.caller = await gateway.tenancy.authenticate(exchange.credential)
         call = self._ledger.call = await exchange.receive()
-        provider = gateway.providers.choose(call.model)
+        provider = gateway.providers.choose(call.model, exchange.wire.name)
         self._ledger.provider = provider.name
         caller.authorise((segment.role, segment.pointer) for segment in call.prompt.segments)
         texts = [segment.text for segment in call.prompt.segments]

@@ -53,13 +53,15 @@ class Piece(msgspec.Struct, frozen=True, kw_only=True):
     is no such text but a value complete in itself, as an id, and is judged alone. `raw` leaves byte for byte where no
     text is changed; else `Wire.rewrite` puts changed texts into `document`. `final` says that the reply ends here for
     the caller (a finish reason), so that it waits for the whole verdict; `done` marks the very last event, which waits
-    for the audit row; `failed` an error that the provider reports in its stream.
+    for the audit row; `failed` an error that the provider reports in its stream. `ended` names channels that get no
+    more text after this piece, so that what follows need not wait for it.
     """
 
     raw: bytes
     texts: tuple[tuple[str, str], ...] = ()
     document: Any = None
     usage: Usage | None = None
+    ended: tuple[str, ...] = ()
     final: bool = False
     done: bool = False
     failed: bool = False
@@ -84,7 +86,7 @@ class Wire(Protocol):
 
     @property
     def name(self) -> str:
-        """As it stands in the audit row."""
+        """As it stands in the audit row. Up to its dot it names the family that a provider speaks: `openai.chat`."""
 
     @property
     def path(self) -> str:
@@ -104,6 +106,9 @@ class Wire(Protocol):
 
     def clamp(self, call: Call, max_output_tokens: int) -> bytes:
         """The call's body with its output bounded, every other byte as it is."""
+
+    def phrase(self, error: WireError) -> WireError:
+        """The error with the status and type that this protocol's clients know it by."""
 
     def error_body(self, error: WireError) -> bytes:
         """An error as the body of an answer."""
@@ -212,6 +217,9 @@ class ReplyJudge(Protocol):
     async def feed(self, channel: str, text: str, *, last: bool = False) -> None:
         """The next text of a channel, and whether the channel ends with it."""
 
+    async def end(self, channel: str) -> None:
+        """The channel gets no more text: what was held of it is judged now."""
+
     async def finish(self) -> None:
         """The reply has ended; everything is judged after this."""
 
@@ -266,8 +274,8 @@ class Provider(Protocol):
 class Router(Protocol):
     """Chooses the provider of a model."""
 
-    def choose(self, model: str) -> Provider:
-        """Raises NotFound."""
+    def choose(self, model: str, protocol: str) -> Provider:
+        """One that speaks the protocol (`Wire.name`). Raises NotFound, and MalformedRequest where none speaks it."""
 
 
 class AuditSink(Protocol):

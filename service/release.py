@@ -62,6 +62,8 @@ class Release:
             await self._feed(channel, text, last=times.get(channel) == 1)
             if self.blocked:
                 break
+        for channel in piece.ended:
+            await self._judge.end(channel)
         self.judge_s += perf_counter() - begun
         self._held.append((piece, tuple(spans)))
 

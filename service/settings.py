@@ -228,8 +228,8 @@ def check(settings: Settings) -> None:
     _unique("protected", [f"{p.tenant}/{p.name}" for p in settings.protected])
     for index, provider in enumerate(settings.providers):
         where = f"providers[{index}]"
-        if provider.kind == "anthropic":
-            raise ConfigError(f'{where}.kind: "anthropic" is not spoken by this version; use "openai" or "sandbox"')
+        if provider.kind == "anthropic" and provider.base_url.rstrip("/").endswith("/v1"):
+            raise ConfigError(f'{where}.base_url: without /v1 for kind "anthropic", as its SDK takes it')
         if provider.kind != "sandbox" and not provider.base_url.startswith(("http://", "https://")):
             raise ConfigError(f"{where}.base_url: an http(s) address is needed for kind {provider.kind!r}")
         if provider.api_key_env and provider.api_key_env not in os.environ:

@@ -33,7 +33,9 @@ Send = Callable[[Any], Awaitable[None]]
 Handler = Callable[[Any, Any, Any], Awaitable[None]]
 
 # No idempotency-key: the provider sees one account, and two tenants' equal keys would share one reply.
-_FORWARDED = frozenset({"accept-language", "openai-beta", "traceparent", "tracestate", "user-agent"})
+_FORWARDED = frozenset(
+    {"accept-language", "anthropic-beta", "anthropic-version", "openai-beta", "traceparent", "tracestate", "user-agent"}
+)
 _MAX_POINTER = 200
 _AUTHORITY = re.compile(r"(?:https?://)?(\[[0-9a-fA-F:.]+\]|[^:/\[\]@]+)(?::\d{1,5})?")
 

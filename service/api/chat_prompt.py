@@ -5,15 +5,14 @@ Fields and parts that are not known here are judged as documents and forwarded: 
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from service.api.asgi import malformed
-from service.api.request_texts import RequestTexts, string
+from service.api.request_texts import RequestTexts, is_identifier, string
 from service.api.strict_json import pointer
-from service.api.texts import Path, is_opaque, segments_of, text_of_base64, text_of_data_url
+from service.api.texts import Path, segments_of
 from service.errors import PayloadTooLarge
-from service.firewall.prompt import Role, Unscannable
+from service.firewall.prompt import Role
 
 _ROLES: dict[str, Role] = {
     "system": "system",
@@ -61,9 +60,6 @@ _QUIET = frozenset(
     }
 )
 """Words of the protocol itself: a field of nothing but these says nothing to judge."""
-_THREE_WORDS = r"[A-Za-z]{2,}[_.:-]+[A-Za-z]{2,}[_.:-]+[A-Za-z]{2}"
-_IDENTIFIER = re.compile(rf"(?!.*{_THREE_WORDS})[A-Za-z0-9_.:-]{{1,40}}")
-"""Ids are not judged, unless they are sentences in disguise."""
 _PARTS = {"text": "text", "refusal": "refusal", "image_url": "image_url", "input_audio": "input_audio", "file": "file"}
 
 
@@ -105,7 +101,7 @@ class Reading(RequestTexts):
                 self.text(value, place, "tool", index)
             elif name != "tool_call_id":
                 self._other(name, value, path, index)
-            elif not _IDENTIFIER.fullmatch(string(value, place)):
+            elif not is_identifier(string(value, place)):
                 self.text(value, place, "document", index)
 
     def _content(self, content: Any, path: Path, role: Role, message: int) -> None:
@@ -157,20 +153,13 @@ class Reading(RequestTexts):
             if name not in wanted:
                 if name not in {"detail", "filename", "format"}:
                     self._other(name, item, path, message)
-                elif name == "filename" or not isinstance(item, str) or not _IDENTIFIER.fullmatch(item):
+                elif name == "filename" or not isinstance(item, str) or not is_identifier(item):
                     self.add(segments_of(item, place, "document", message))
                 continue
             if item is None:
                 continue
-            text = text_of_data_url(string(item, place))
-            if text is None and name == "file_data":
-                text = text_of_base64(item)
-            if text is None and not is_opaque(item):
-                text = item
-            if text is None:
-                self.unscannable.append(Unscannable(pointer(*place), "file_id" if name == "file_id" else kind))
-            else:
-                self.text(text.replace("\x00", ""), place, "document", message)
+            what = "file_id" if name == "file_id" else kind
+            self.attachment(string(item, place), place, what, message, base64=name == "file_data")
 
     def _tool_calls(self, calls: Any, path: Path, message: int) -> None:
         if not isinstance(calls, list):
@@ -184,7 +173,7 @@ class Reading(RequestTexts):
                     self._function(value, place, message)
                 elif name not in {"id", "type", "index"}:
                     self._other(name, value, (*path, index), message)
-                elif isinstance(value, str) and not _IDENTIFIER.fullmatch(value):
+                elif isinstance(value, str) and not is_identifier(value):
                     self.text(value, place, "document", message)
                 elif isinstance(value, (dict, list)):
                     self.add(segments_of(value, place, "document", message))

@@ -59,6 +59,10 @@ class ChatWire:
             )
         return body
 
+    def phrase(self, error: WireError) -> WireError:
+        """As it is: the neutral form's types are OpenAI's."""
+        return error
+
     def error_body(self, error: WireError) -> bytes:
         """OpenAI's error envelope."""
         return msgspec.json.encode(

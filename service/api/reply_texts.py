@@ -36,10 +36,18 @@ rejected_prediction_tokens prompt_time completion_time total_time queue_time cos
 metadata prompt_filter_results content_filter_results hate self_harm sexual violence filtered severity detected
 jailbreak protected_material_text protected_material_code citations search_results snippet date source
 prompt_cache_hit_tokens prompt_cache_miss_tokens prompt_logprobs kv_transfer_params x_groq warning
+content_block partial_json stop_sequence stop_details explanation category container diagnostics request_id details
+input_tokens output_tokens cache_creation cache_creation_input_tokens cache_read_input_tokens output_tokens_details
+ephemeral_5m_input_tokens ephemeral_1h_input_tokens server_tool_use web_search_requests web_fetch_requests
+inference_geo speed iterations context_management applied_edits citation cited_text document_index document_title
+start_char_index end_char_index start_page_number end_page_number start_block_index end_block_index
+search_result_index encrypted_index encrypted_content page_age file_id tool_use_id caller tool_id server_name
+is_error error_code return_code stdout stderr media_type retrieved_at
 """
 NAMES = frozenset(_KNOWN.split())
 # Complete where they stand, wherever that is; a tool call's id is not: SDKs join its parts.
 COMPLETE = frozenset({"type", "format", "object", "model", "service_tier"})
+_JSON_TEXTS = ("/arguments", "/partial_json")
 _MIN_NUMBER = 10**7  # a protected text has eight characters
 _ESCAPE = re.compile(r'\\(?:u([0-9a-fA-F]{4})|(["\\/bfnrt]))')
 # The end of a text in which an escape has begun, or stands that is half a character.
@@ -99,7 +107,7 @@ class Texts:
             text = self._text(slot)
             texts.append((slot.channel, text))
             found.append(slot)
-            if slot.channel.endswith("/arguments") and (self._streamed or "\\" in text):
+            if slot.channel.endswith(_JSON_TEXTS) and (self._streamed or "\\" in text):
                 # A tool's arguments are JSON in a string. Whoever reads them undoes its escapes, so that is judged too.
                 channel = slot.channel + "#unescaped"
                 texts.append((channel, self._unescape(channel, text)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from itertools import islice
 from typing import Any
@@ -10,12 +11,22 @@ from typing import Any
 from service.api import strict_json
 from service.api.asgi import malformed
 from service.api.strict_json import pointer
-from service.api.texts import Path, place_of, segments_of
+from service.api.texts import Path, is_opaque, place_of, segments_of, text_of_base64, text_of_data_url
 from service.errors import PayloadTooLarge
 from service.firewall.prompt import Role, Segment, Unscannable
 
 MAX_TEXTS = 32_768
 """Each is judged by itself. More could not be within any deadline, and only to count them takes long."""
+
+_PDF = "%PDF-"
+"""A PDF may be plain ASCII and still write its words in a code of its own."""
+_THREE_WORDS = r"[A-Za-z]{2,}[_.:-]+[A-Za-z]{2,}[_.:-]+[A-Za-z]{2}"
+_IDENTIFIER = re.compile(rf"(?!.*{_THREE_WORDS})[A-Za-z0-9_.:-]{{1,40}}")
+
+
+def is_identifier(text: str) -> bool:
+    """Ids are not judged, unless they are sentences in disguise."""
+    return _IDENTIFIER.fullmatch(text) is not None
 
 
 class RequestTexts:
@@ -50,6 +61,18 @@ class RequestTexts:
             return
         texts = "\n".join(s.text for s in segments_of(value, (), "tool"))
         self.text(strict_json.whole(texts).replace("\x00", ""), path, "tool", message)
+
+    def attachment(self, value: str, path: Path, kind: str, message: int, *, base64: bool = False) -> None:
+        """An address, a `data:` URL or a file's bytes (`base64`: bare): text where it is text, else unscannable."""
+        text = text_of_data_url(value)
+        if text is None and base64:
+            text = text_of_base64(value)
+        if text is None and not is_opaque(value):
+            text = value
+        if text is not None:
+            self.text(text.replace("\x00", ""), path, "document", message)
+        if text is None or text.lstrip().startswith(_PDF):
+            self.unscannable.append(Unscannable(pointer(*path), kind))
 
 
 def string(value: Any, path: Path) -> str:

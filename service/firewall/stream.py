@@ -100,7 +100,22 @@ class ReplyJudge:
             raise RuntimeError("text after the end of the reply")
         if self._blocked or not text:
             return
-        await self._read(self._channel(channel), text, last=last)
+        state = self._channel(channel)
+        if state.ended:
+            raise RuntimeError("text after the end of its channel")
+        await self._read(state, text, last=last)
+
+    async def end(self, channel: str) -> None:
+        """The channel gets no more text: judge what was held of it, then clear it. Raises as `feed` does."""
+        state = self._channels.get(channel)
+        if state is None or state.ended or self._blocked or self._finished:
+            return
+        try:
+            await self._judge(state, self._end(state))
+            await self._judge_sentences([(state, state.sentences.pop())])
+        except Exception as error:
+            self._failed(state, error)
+        self._clear(state)
 
     async def _read(self, state: Channel, text: str, *, last: bool) -> None:
         for start in range(0, len(text), _STRIDE):

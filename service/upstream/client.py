@@ -18,9 +18,10 @@ MAX_ERROR_BYTES = 1_048_576
 
 _RETRIED = frozenset({502, 503, 504})
 _RETRY_PAUSE_S = 0.1
-# Not the rest of `openai-*`: it names the operator's organisation and project.
+_ANTHROPIC_VERSION = "2023-06-01"  # the API refuses calls that name none
+# Not the rest of `openai-*` and `anthropic-*`: it names the operator's organisation and what is left of its limits.
 _PASSED = frozenset(
-    {"retry-after", "retry-after-ms", "x-request-id", "x-should-retry"}
+    {"request-id", "retry-after", "retry-after-ms", "x-request-id", "x-should-retry"}
     | {"openai-model", "openai-processing-ms", "openai-version"}
 )
 
@@ -88,7 +89,7 @@ class HttpReply:
 
 
 class HttpProvider:
-    """A provider that speaks OpenAI's protocol at `base_url` (`interfaces.Provider`)."""
+    """A provider at `base_url` (`interfaces.Provider`). `kind` says how it is told its key: "openai" or "anthropic"."""
 
     def __init__(
         self,
@@ -100,6 +101,7 @@ class HttpProvider:
         connect_timeout_s: float,
         timeout_s: float,
         retries: int,
+        kind: str = "openai",
     ) -> None:
         self.name = name
         self._session = session
@@ -108,7 +110,10 @@ class HttpProvider:
         self._retries = retries
         self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout_s, sock_read=timeout_s)
         self._headers = {"content-type": "application/json", "accept-encoding": "identity"}
-        if api_key:
+        self._defaults = {"anthropic-version": _ANTHROPIC_VERSION} if kind == "anthropic" else {}
+        if api_key and kind == "anthropic":
+            self._headers["x-api-key"] = api_key
+        elif api_key:
             self._headers["authorization"] = f"Bearer {api_key}"
 
     async def open(self, path: str, body: bytes, *, stream: bool, headers: Mapping[str, str]) -> HttpReply:
@@ -117,7 +122,7 @@ class HttpProvider:
         Raises UpstreamUnreachable, UpstreamTimeout. A silent provider is not asked again: it may be working.
         """
         accept = "text/event-stream" if stream else "application/json"
-        sent = {**headers, **self._headers, "accept": accept}
+        sent = {**self._defaults, **headers, **self._headers, "accept": accept}
         for attempts_left in range(self._retries, -1, -1):
             try:
                 response = await self._session.get().post(

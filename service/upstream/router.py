@@ -7,23 +7,42 @@ from collections.abc import Mapping, Sequence
 from fnmatch import translate
 from typing import Generic, TypeVar
 
-from service.errors import NotFound
+from service.errors import MalformedRequest, NotFound
 from service.settings import Provider as ProviderSettings
 
 P = TypeVar("P")
 
+_FAMILIES = {"openai": ("openai",), "anthropic": ("anthropic",), "sandbox": ("openai", "anthropic")}
+"""What each kind of provider speaks."""
+
 
 class GlobRouter(Generic[P]):
-    """The first provider of which a glob matches the whole model name. `providers` are by their configured name."""
+    """The first provider of which a glob matches the whole model name and that speaks the caller's protocol.
+
+    `providers` are by their configured name.
+    """
 
     def __init__(self, settings: Sequence[ProviderSettings], providers: Mapping[str, P]) -> None:
         self._rules = [
-            (re.compile(translate(glob)), providers[entry.name]) for entry in settings for glob in entry.models
+            (re.compile(translate(glob)), _FAMILIES[entry.kind], providers[entry.name])
+            for entry in settings
+            for glob in entry.models
         ]
 
-    def choose(self, model: str) -> P:
-        """The provider of this model. Raises NotFound."""
-        for pattern, provider in self._rules:
+    def choose(self, model: str, protocol: str) -> P:
+        """The provider of this model for a protocol such as `openai.chat`.
+
+        Raises NotFound, and MalformedRequest where the model's providers speak another family's protocols only.
+        """
+        asked = protocol.partition(".")[0]
+        spoken: tuple[str, ...] = ()
+        for pattern, families, provider in self._rules:
             if pattern.match(model):
-                return provider
+                if asked in families:
+                    return provider
+                spoken = spoken or families
+        if spoken:
+            raise MalformedRequest(
+                f"This model's provider speaks the protocols of {spoken[0]}, not of {asked}.", pointer="/model"
+            )
         raise NotFound("No provider is configured for this model.", pointer="/model")

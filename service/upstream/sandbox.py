@@ -6,7 +6,7 @@
 - `sandbox-slow-MS` echoes with a pause of MS milliseconds before each chunk.
 
 Where tools are offered and the last user message is `call <name> <json>`, any of them answers with that tool call.
-Every reply says `sandbox` in its `system_fingerprint`.
+Every reply says `sandbox` in its `system_fingerprint`, or in its `id`.
 """
 
 from __future__ import annotations
@@ -15,8 +15,13 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any
+
+from service.upstream import sandbox_messages
+
+Count = Callable[[str, Sequence[str]], Awaitable[int]]
+"""How many tokens these texts have for that model."""
 
 MODELS = ("sandbox-echo", "sandbox-leaky", "sandbox-words-100", "sandbox-slow-100")
 
@@ -56,22 +61,26 @@ class SandboxReply:
 
 
 class Sandbox:
-    """The provider (`interfaces.Provider`)."""
+    """The provider (`interfaces.Provider`): OpenAI's chat completions, Anthropic's Messages and their counting."""
 
-    def __init__(self, name: str = "sandbox") -> None:
+    def __init__(self, name: str = "sandbox", count: Count | None = None) -> None:
         self.name = name
+        self._count = count or _count_words
 
     async def open(self, path: str, body: bytes, *, stream: bool, headers: Mapping[str, str]) -> SandboxReply:
-        """Answer a chat completion."""
+        """Answer one call."""
         del headers
         request = json.loads(body)
-        if path != "/chat/completions":
+        is_messages = path in sandbox_messages.PATHS
+        if path != "/chat/completions" and not is_messages:
             return _failure(404, "The sandbox does not know this path.")
         model = str(request.get("model"))
         kind, _, number = model.removeprefix("sandbox-").partition("-")
         if kind not in {"echo", "leaky", "words", "slow"} or (kind in {"words", "slow"}) != number.isdecimal():
-            return _failure(404, "The sandbox has no such model.")
+            return _failure(404, "The sandbox has no such model.", is_messages=is_messages)
         pause_s = min(int(number), _MAX_PAUSE_MS) / 1e3 if kind == "slow" else 0.0
+        if is_messages:
+            return await self._message(path, request, (model, kind, int(number or 0)), pause_s, stream=stream)
         reply = _reply_to(request, kind, int(number or 0))
         usage = _usage(request, reply)
         base = {"id": "chatcmpl-sandbox", "created": int(time.time()), "model": model}
@@ -85,6 +94,29 @@ class Sandbox:
         base["object"] = "chat.completion.chunk"
         base["system_fingerprint"] = _FINGERPRINT
         return SandboxReply(200, "text/event-stream", _events(base, reply, usage if wants_usage else None), pause_s)
+
+    async def _message(
+        self, path: str, request: dict[str, Any], asked: tuple[str, str, int], pause_s: float, *, stream: bool
+    ) -> SandboxReply:
+        model, kind, number = asked
+        if path != sandbox_messages.PATHS[0]:
+            count = await self._count(model, sandbox_messages.counted_texts(request))
+            return SandboxReply(200, "application/json", iter((_encode({"input_tokens": count}),)), pause_s)
+        chat = sandbox_messages.as_chat(request)
+        reply = _reply_to(chat, kind, number)
+        words = _usage(chat, reply)
+        usage = {"input_tokens": words["prompt_tokens"], "output_tokens": words["completion_tokens"]}
+        if stream:
+            events = sandbox_messages.events(model, reply, usage, _CHUNK.findall)
+            return SandboxReply(200, "text/event-stream", events, pause_s)
+        document = sandbox_messages.message(model, reply, usage)
+        return SandboxReply(200, "application/json", iter((_encode(document),)), pause_s)
+
+
+async def _count_words(model: str, texts: Sequence[str]) -> int:
+    """Where nobody counts tokens."""
+    del model
+    return sum(len(text.split()) for text in texts)
 
 
 def _reply_to(request: dict[str, Any], kind: str, number: int) -> dict[str, Any]:
@@ -146,9 +178,10 @@ def _usage(request: dict[str, Any], reply: dict[str, Any]) -> dict[str, int]:
     return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
 
-def _failure(status: int, message: str) -> SandboxReply:
+def _failure(status: int, message: str, *, is_messages: bool = False) -> SandboxReply:
     error = {"message": message, "type": "invalid_request_error", "param": "model", "code": "model_not_found"}
-    return SandboxReply(status, "application/json", iter((_encode({"error": error}),)))
+    document: dict[str, Any] = sandbox_messages.failure(message) if is_messages else {"error": error}
+    return SandboxReply(status, "application/json", iter((_encode(document),)))
 
 
 def _encode(document: dict[str, Any]) -> bytes:
@@ -166,7 +199,10 @@ async def sandbox_app(scope: Any, receive: Any, send: Any) -> None:
         if not message.get("more_body"):
             break
     stream = bool(json.loads(body or b"{}").get("stream"))
-    reply = await Sandbox().open(scope["path"].removeprefix("/v1"), body, stream=stream, headers={})
+    path = scope["path"]
+    if path not in sandbox_messages.PATHS:
+        path = path.removeprefix("/v1")
+    reply = await Sandbox().open(path, body, stream=stream, headers={})
     headers = [(b"content-type", reply.content_type.encode())]
     await send({"type": "http.response.start", "status": reply.status, "headers": headers})
     async for part in reply.chunks():

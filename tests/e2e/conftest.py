@@ -95,6 +95,9 @@ class Judge:
         self.text[channel] = self.text.get(channel, "") + text
         self.blocked |= self.action == "block" and SECRET in self.text[channel]
 
+    async def end(self, channel: str) -> None:
+        """What may become the secret stays held: only the end of the reply lets it go."""
+
     async def finish(self) -> None:
         self.finished = True
 
@@ -154,6 +157,7 @@ class Upstream:
 
     def __init__(self) -> None:
         self.requests: list[tuple[dict[str, str], bytes]] = []
+        self.paths: list[str] = []
         self.arrived = threading.Semaphore(0)
         self.closed = threading.Event()
         self.pieces: list[bytes] = []
@@ -171,7 +175,8 @@ class Upstream:
         body = await reader.readexactly(int(headers["content-length"]))
         self.requests.append((headers, body))
         self.arrived.release()
-        kind = json.loads(body)["model"].removeprefix("up-")
+        self.paths.append(head[0].split(" ")[1])
+        kind = json.loads(body)["model"].removeprefix("up-").removeprefix("claude-")
         json_head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"
         sse_head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n"
         chunk = b'data: {"choices":[{"index":0,"delta":{"content":"hello "},"finish_reason":null}]}\n\n'
@@ -200,6 +205,8 @@ class Upstream:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(reader.read(1), 0.01)
             self.closed.set()
+        elif kind == "message":
+            writer.write(json_head + sized % len(self.pieces[0]) + self.pieces[0])
         elif kind == "half":
             writer.write(sse_head + chunk + chunk[:40])
         elif kind == "no-end":
@@ -279,6 +286,12 @@ def world() -> Iterator[World]:
         auth=Auth(),
         providers=(
             Provider(name="up", kind="openai", models=("up-*",), base_url=f"http://127.0.0.1:{made.upstream.port}/v1"),
+            Provider(
+                name="claude",
+                kind="anthropic",
+                models=("claude-*",),
+                base_url=f"http://127.0.0.1:{made.upstream.port}",
+            ),
             Provider(name="gone", kind="openai", models=("gone-*",), base_url="http://127.0.0.1:1/v1"),
             Provider(name="sandbox", kind="sandbox", models=("sandbox-*",)),
         ),
@@ -286,10 +299,17 @@ def world() -> Iterator[World]:
     session = SharedSession()
     http = {
         p.name: HttpProvider(
-            p.name, session, base_url=p.base_url, api_key="provider-key", connect_timeout_s=1, timeout_s=0.5, retries=1
+            p.name,
+            session,
+            base_url=p.base_url,
+            api_key="provider-key",
+            connect_timeout_s=1,
+            timeout_s=0.5,
+            retries=1,
+            kind=p.kind,
         )
         for p in settings.providers
-        if p.kind == "openai"
+        if p.kind != "sandbox"
     }
     made.gateway = Gateway(
         tenancy=made.tenancy,

@@ -47,6 +47,10 @@ def test_the_repositorys_example_is_accepted():
         ('[[providers]]\nname = "a"\nkind = "openai"\nmodels = ["x"]', "providers[0].base_url"),
         ('[[providers]]\nname = "a"\nkind = "sandbox"\nmodels = []', "$.providers[0].models"),
         (
+            '[[providers]]\nname = "a"\nkind = "anthropic"\nmodels = ["x"]\nbase_url = "https://x/v1/"',
+            "providers[0].base_url",
+        ),
+        (
             '[[providers]]\nname = "a"\nkind = "openai"\nmodels = ["x"]\n'
             'base_url = "http://x"\napi_key_env = "NOT_SET_1"',
             "providers[0].api_key_env",
