@@ -13,7 +13,7 @@ from litestar.datastructures import State
 from litestar.exceptions import HTTPException
 from litestar.handlers import asgi
 
-from service.api import chat, health, models, scan
+from service.api import chat, health, models, responses, responses_stored, scan
 from service.api.asgi import Handler, check_origin, sign_answer
 from service.api.chat_reply import ChatWire
 from service.errors import NotFound, WireError, to_wire
@@ -31,6 +31,7 @@ from service.scoring.batcher import Batcher
 from service.scoring.encoder import Encoder
 from service.settings import Settings, load
 from service.telemetry.metrics import Metrics
+from service.tenancy.issued import IssuedIds
 from service.tenancy.keys import Keys, load_root
 from service.tenancy.quota import Quota
 from service.tenancy.tenants import Tenants
@@ -63,6 +64,9 @@ def assemble(settings: Settings, parts: Parts) -> Litestar:
     authenticate = gateway.tenancy.authenticate
     routes: dict[str, Handler] = {
         "/v1/chat/completions": chat.handler(gateway, server, open_mode=is_open),
+        "/v1/responses": responses.handler(gateway, server, open_mode=is_open),
+        "/v1/responses/{response_id:str}": responses_stored.handler(gateway, server, open_mode=is_open),
+        "/v1/responses/{response_id:str}/cancel": responses_stored.handler(gateway, server, open_mode=is_open),
         "/v1/scan": scan.handler(gateway, server, open_mode=is_open),
         "/v1/models": models.handler(settings.providers, MODELS, authenticate, check=check),
         "/health/live": health.live(),
@@ -146,6 +150,7 @@ def create_app(settings: Settings) -> Litestar:
         prompts=model.guard if model else None,
         replies=replies,
         providers=GlobRouter(settings.providers, providers_of(settings, session)),
+        issued=IssuedIds(store, root.digest("issued-id"), settings.storage.on_error),
         audit=audit,
         observe=metrics.observe,
         digest=digest,

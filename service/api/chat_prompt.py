@@ -5,15 +5,15 @@ Fields and parts that are not known here are judged as documents and forwarded: 
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from service.api.asgi import malformed
-from service.api.request_texts import RequestTexts, string
+from service.api.request_fields import Fields
+from service.api.request_texts import IDENTIFIER, RequestTexts, string
 from service.api.strict_json import pointer
-from service.api.texts import Path, is_opaque, segments_of, text_of_base64, text_of_data_url
+from service.api.texts import Path, segments_of
 from service.errors import PayloadTooLarge
-from service.firewall.prompt import Role, Unscannable
+from service.firewall.prompt import Role
 
 _ROLES: dict[str, Role] = {
     "system": "system",
@@ -23,9 +23,6 @@ _ROLES: dict[str, Role] = {
     "function": "tool",
     "assistant": "tool",
 }
-NUMBERS = frozenset({"temperature", "top_p", "presence_penalty", "frequency_penalty"})
-INTEGERS = frozenset({"n", "max_tokens", "max_completion_tokens", "seed", "top_logprobs"})
-BOOLEANS = frozenset({"stream", "logprobs", "parallel_tool_calls", "store"})
 _ENUMS: dict[str, frozenset[str]] = {
     "service_tier": frozenset({"auto", "default", "flex", "priority", "scale"}),
     "reasoning_effort": frozenset({"none", "minimal", "low", "medium", "high", "xhigh"}),
@@ -39,10 +36,15 @@ _DOCUMENT_FIELDS = frozenset(
     {"audio", "logit_bias", "metadata", "modalities", "moderation", "prediction", "prompt_cache_key"}
     | {"safety_identifier", "stop", "stream_options", "user", "web_search_options"}
 )
-KNOWN = NUMBERS | INTEGERS | BOOLEANS | _TOOL_FIELDS | _DOCUMENT_FIELDS | set(_ENUMS) | {"model", "messages"}
-OBJECTS = frozenset({"audio", "logit_bias", "metadata", "prediction", "response_format", "stream_options"})
-LISTS = frozenset({"tools", "functions", "modalities"})
-STRINGS = frozenset({"prompt_cache_key", "safety_identifier", "user"})
+FIELDS = Fields(
+    numbers=frozenset({"temperature", "top_p", "presence_penalty", "frequency_penalty"}),
+    integers=frozenset({"n", "max_tokens", "max_completion_tokens", "seed", "top_logprobs"}),
+    booleans=frozenset({"stream", "logprobs", "parallel_tool_calls", "store"}),
+    objects=frozenset({"audio", "logit_bias", "metadata", "prediction", "response_format", "stream_options"}),
+    lists=frozenset({"tools", "functions", "modalities"}),
+    strings=frozenset({"prompt_cache_key", "safety_identifier", "user"}),
+    others=_TOOL_FIELDS | _DOCUMENT_FIELDS | set(_ENUMS) | {"model", "messages"},
+)
 _MESSAGE_FIELDS = frozenset(
     {"audio", "content", "function_call", "name", "reasoning", "reasoning_content", "refusal", "tool_calls"}
     | {"annotations", "tool_call_id"}
@@ -61,9 +63,6 @@ _QUIET = frozenset(
     }
 )
 """Words of the protocol itself: a field of nothing but these says nothing to judge."""
-_THREE_WORDS = r"[A-Za-z]{2,}[_.:-]+[A-Za-z]{2,}[_.:-]+[A-Za-z]{2}"
-_IDENTIFIER = re.compile(rf"(?!.*{_THREE_WORDS})[A-Za-z0-9_.:-]{{1,40}}")
-"""Ids are not judged, unless they are sentences in disguise."""
 _PARTS = {"text": "text", "refusal": "refusal", "image_url": "image_url", "input_audio": "input_audio", "file": "file"}
 
 
@@ -105,7 +104,7 @@ class Reading(RequestTexts):
                 self.text(value, place, "tool", index)
             elif name != "tool_call_id":
                 self._other(name, value, path, index)
-            elif not _IDENTIFIER.fullmatch(string(value, place)):
+            elif not IDENTIFIER.fullmatch(string(value, place)):
                 self.text(value, place, "document", index)
 
     def _content(self, content: Any, path: Path, role: Role, message: int) -> None:
@@ -157,20 +156,13 @@ class Reading(RequestTexts):
             if name not in wanted:
                 if name not in {"detail", "filename", "format"}:
                     self._other(name, item, path, message)
-                elif name == "filename" or not isinstance(item, str) or not _IDENTIFIER.fullmatch(item):
+                elif name == "filename" or not isinstance(item, str) or not IDENTIFIER.fullmatch(item):
                     self.add(segments_of(item, place, "document", message))
                 continue
             if item is None:
                 continue
-            text = text_of_data_url(string(item, place))
-            if text is None and name == "file_data":
-                text = text_of_base64(item)
-            if text is None and not is_opaque(item):
-                text = item
-            if text is None:
-                self.unscannable.append(Unscannable(pointer(*place), "file_id" if name == "file_id" else kind))
-            else:
-                self.text(text.replace("\x00", ""), place, "document", message)
+            what = "file_id" if name == "file_id" else kind
+            self.attachment(string(item, place), what, place, message, bare=name == "file_data")
 
     def _tool_calls(self, calls: Any, path: Path, message: int) -> None:
         if not isinstance(calls, list):
@@ -184,7 +176,7 @@ class Reading(RequestTexts):
                     self._function(value, place, message)
                 elif name not in {"id", "type", "index"}:
                     self._other(name, value, (*path, index), message)
-                elif isinstance(value, str) and not _IDENTIFIER.fullmatch(value):
+                elif isinstance(value, str) and not IDENTIFIER.fullmatch(value):
                     self.text(value, place, "document", message)
                 elif isinstance(value, (dict, list)):
                     self.add(segments_of(value, place, "document", message))
@@ -206,7 +198,7 @@ class Reading(RequestTexts):
     def fields(self, request: dict[str, Any]) -> None:
         """Everything beside the messages."""
         for name, value in request.items():
-            if name not in KNOWN:
+            if name not in FIELDS.known:
                 self._other(name, value, (), -1)
                 continue
             if name in {"messages", "model"} or value is None or isinstance(value, (bool, int, float)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from itertools import islice
 from typing import Any
@@ -10,12 +11,16 @@ from typing import Any
 from service.api import strict_json
 from service.api.asgi import malformed
 from service.api.strict_json import pointer
-from service.api.texts import Path, place_of, segments_of
+from service.api.texts import Path, is_opaque, place_of, segments_of, text_of_base64, text_of_data_url
 from service.errors import PayloadTooLarge
 from service.firewall.prompt import Role, Segment, Unscannable
 
 MAX_TEXTS = 32_768
 """Each is judged by itself. More could not be within any deadline, and only to count them takes long."""
+
+_THREE_WORDS = r"[A-Za-z]{2,}[_.:-]+[A-Za-z]{2,}[_.:-]+[A-Za-z]{2}"
+IDENTIFIER = re.compile(rf"(?!.*{_THREE_WORDS})[A-Za-z0-9_.:-]{{1,40}}")
+"""Ids are not judged, unless they are sentences in disguise."""
 
 
 class RequestTexts:
@@ -50,6 +55,20 @@ class RequestTexts:
             return
         texts = "\n".join(s.text for s in segments_of(value, (), "tool"))
         self.text(strict_json.whole(texts).replace("\x00", ""), path, "tool", message)
+
+    def attachment(self, value: str, kind: str, path: Path, message: int, *, bare: bool = False) -> None:
+        """An image, a sound, a file or a reference to one: text where it is text, else something that no text guard can
+        read. `bare`: it may also be base64 without a `data:` URL around it.
+        """
+        text = text_of_data_url(value)
+        if text is None and bare:
+            text = text_of_base64(value)
+        if text is None and not is_opaque(value):
+            text = value
+        if text is None:
+            self.unscannable.append(Unscannable(pointer(*path), kind))
+        else:
+            self.text(text.replace("\x00", ""), path, "document", message)
 
 
 def string(value: Any, path: Path) -> str:

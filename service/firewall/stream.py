@@ -139,6 +139,18 @@ class ReplyJudge:
                 self._failed(state, error)
         return "" if self._blocked else "".join(state.pieces(0, state.end))
 
+    async def end(self, channel: str) -> None:
+        """The channel gets no more text: judge what was held of it, then clear it. Raises as `feed` does."""
+        state = self._channels.get(channel)
+        if self._blocked or state is None or state.ended:
+            return
+        try:
+            await self._judge(state, self._end(state))
+            await self._judge_sentences([(state, state.sentences.pop())])
+        except Exception as error:
+            self._failed(state, error)
+        self._clear(state)
+
     async def finish(self) -> None:
         """The reply has ended: judge what was held, then clear it. Raises as `feed` does."""
         if self._finished:

@@ -17,6 +17,7 @@ class GlobRouter(Generic[P]):
     """The first provider of which a glob matches the whole model name. `providers` are by their configured name."""
 
     def __init__(self, settings: Sequence[ProviderSettings], providers: Mapping[str, P]) -> None:
+        self._providers = providers
         self._rules = [
             (re.compile(translate(glob)), providers[entry.name]) for entry in settings for glob in entry.models
         ]
@@ -27,3 +28,9 @@ class GlobRouter(Generic[P]):
             if pattern.match(model):
                 return provider
         raise NotFound("No provider is configured for this model.", pointer="/model")
+
+    def named(self, name: str) -> P:
+        """The provider of this name. Raises NotFound."""
+        if name not in self._providers:
+            raise NotFound("The provider that made this is not configured any more.")
+        return self._providers[name]

@@ -5,7 +5,8 @@
 - `sandbox-words-N` writes N words.
 - `sandbox-slow-MS` echoes with a pause of MS milliseconds before each chunk.
 
-Where tools are offered and the last user message is `call <name> <json>`, any of them answers with that tool call.
+It speaks chat completions and Responses (`sandbox_responses`). Where tools are offered and the last user message is
+`call <name> <json>`, any of them answers with that tool call.
 Every reply says `sandbox` in its `system_fingerprint`.
 """
 
@@ -17,6 +18,9 @@ import re
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any
+
+from service.upstream import sandbox_responses
+from service.upstream.sandbox_responses import KeptResponses
 
 MODELS = ("sandbox-echo", "sandbox-leaky", "sandbox-words-100", "sandbox-slow-100")
 
@@ -60,18 +64,31 @@ class Sandbox:
 
     def __init__(self, name: str = "sandbox") -> None:
         self.name = name
+        self._kept = KeptResponses()
 
-    async def open(self, path: str, body: bytes, *, stream: bool, headers: Mapping[str, str]) -> SandboxReply:
-        """Answer a chat completion."""
+    async def open(
+        self, path: str, body: bytes, *, stream: bool, headers: Mapping[str, str], method: str = "POST"
+    ) -> SandboxReply:
+        """Answer a chat completion or a response, or a call about a response that was kept."""
         del headers
-        request = json.loads(body)
-        if path != "/chat/completions":
+        if path.startswith("/responses/"):
+            return self._about_kept(method, path, stream=stream)
+        if path not in {"/chat/completions", "/responses"}:
             return _failure(404, "The sandbox does not know this path.")
+        request = json.loads(body)
         model = str(request.get("model"))
         kind, _, number = model.removeprefix("sandbox-").partition("-")
         if kind not in {"echo", "leaky", "words", "slow"} or (kind in {"words", "slow"}) != number.isdecimal():
             return _failure(404, "The sandbox has no such model.")
         pause_s = min(int(number), _MAX_PAUSE_MS) / 1e3 if kind == "slow" else 0.0
+        if path == "/responses":
+            messages = self._kept.messages_of(request)
+            reply = _reply_to({**request, "messages": messages}, kind, int(number or 0))
+            response = sandbox_responses.response_to(request, reply, _usage({"messages": messages}, reply))
+            self._kept.keep(request, response)
+            if request.get("background"):
+                response = {**response, "status": "queued", "output": [], "usage": None}
+            return _response(response, pause_s, stream=stream)
         reply = _reply_to(request, kind, int(number or 0))
         usage = _usage(request, reply)
         base = {"id": "chatcmpl-sandbox", "created": int(time.time()), "model": model}
@@ -85,6 +102,25 @@ class Sandbox:
         base["object"] = "chat.completion.chunk"
         base["system_fingerprint"] = _FINGERPRINT
         return SandboxReply(200, "text/event-stream", _events(base, reply, usage if wants_usage else None), pause_s)
+
+    def _about_kept(self, method: str, path: str, *, stream: bool) -> SandboxReply:
+        response_id = path.removeprefix("/responses/").partition("?")[0].removesuffix("/cancel")
+        response = self._kept.take(response_id) if method == "DELETE" else self._kept.find(response_id)
+        if response is None:
+            return _failure(404, "The sandbox keeps no such response.")
+        if method == "DELETE":
+            response = {"id": response_id, "object": "response", "deleted": True}
+        return _response(response, 0.0, stream=stream)
+
+
+def _response(response: dict[str, Any], pause_s: float, *, stream: bool) -> SandboxReply:
+    if not stream:
+        return SandboxReply(200, "application/json", iter((_encode(response),)), pause_s)
+    events = (
+        b"event: %s\ndata: %s\n\n" % (event["type"].encode(), _encode(event))
+        for event in sandbox_responses.events_of(response, _CHUNK.findall)
+    )
+    return SandboxReply(200, "text/event-stream", events, pause_s)
 
 
 def _reply_to(request: dict[str, Any], kind: str, number: int) -> dict[str, Any]:
