@@ -107,7 +107,7 @@ def _events(response: dict[str, Any], cut: Callable[[str], list[str]]) -> Iterat
         yield {"type": "response.queued", "response": {**begun, "status": "queued"}}
     yield {"type": "response.in_progress", "response": begun}
     for index, item in enumerate(response["output"]):
-        empty = {"arguments": ""} if item["type"] == "function_call" else {"content": []}
+        empty: dict[str, Any] = {"arguments": ""} if item["type"] == "function_call" else {"content": []}
         added = {**item, "status": "in_progress", **empty}
         yield {"type": "response.output_item.added", "output_index": index, "item": added}
         place = {"item_id": item["id"], "output_index": index}
