@@ -8,9 +8,10 @@ from time import perf_counter
 
 from service.errors import PayloadTooLarge, StorageFailed, UpstreamInvalid, WireError, to_wire
 from service.firewall.verdict import Finding, Verdict, decide
-from service.interfaces import Call, Exchange, Piece, Reply, StreamReader, Usage
+from service.interfaces import Call, Exchange, IssuedIds, Piece, Reply, StreamReader, Usage
 from service.ledger import Ledger
 from service.release import Release
+from service.tenancy.issued import Origin
 
 _INLINE_BYTES = 65_536  # larger replies are parsed in a thread
 _SLICE_BYTES = 4_096  # of a stream, read at once
@@ -19,9 +20,11 @@ _SLICE_BYTES = 4_096  # of a stream, read at once
 class Answer:
     """Writes one answer; its audit row is durable before the answer ends."""
 
-    def __init__(self, ledger: Ledger, exchange: Exchange) -> None:
+    def __init__(self, ledger: Ledger, exchange: Exchange, issued: IssuedIds) -> None:
         self._ledger = ledger
         self._exchange = exchange
+        self._issued = issued
+        self._recorded: set[str] = set()
 
     async def refuse(self, error: WireError, action: str) -> None:
         """End the answer with an error: as its body before the first byte, as an event after it."""
@@ -35,7 +38,8 @@ class Answer:
             except StorageFailed as failed:
                 error, action = wire.phrase(to_wire(failed)), "error"
         if self._exchange.started:
-            await self._exchange.end(wire.error_event(error))
+            release = self._ledger.release
+            await self._exchange.end(wire.error_event(error, release.number if release else None))
             return
         self._ledger.status = error.status
         headers = [("content-type", "application/json"), *error.headers, *self.own_headers(action)]
@@ -55,15 +59,31 @@ class Answer:
         else:
             await self._whole(reply, failed=failed)
 
+    def _open(self) -> Release:
+        ledger = self._ledger
+        assert ledger.judge is not None
+        wire = self._exchange.wire
+        ledger.release = Release(ledger.judge, wire, echo_judge=ledger.echo_judge, echoes=ledger.echoes)
+        return ledger.release
+
+    async def _record(self, piece: Piece) -> None:
+        """An id must be known here before its caller has it and asks for it."""
+        ledger = self._ledger
+        new = [name for name in dict.fromkeys(piece.issued) if name not in self._recorded]
+        if new and ledger.caller is not None:
+            self._recorded.update(new)
+            await self._issued.record(ledger.caller.tenant, new, Origin(ledger.provider, ledger.system_texts))
+
     async def _whole(self, reply: Reply, *, failed: bool) -> None:
-        judge, wire = self._ledger.judge, self._exchange.wire
-        assert judge is not None
+        wire = self._exchange.wire
         body = b"".join([chunk async for chunk in reply.chunks()])
         self._ledger.upstream_s = perf_counter() - self._ledger.forwarded
         read = wire.read_error if failed else wire.read_reply
         piece = read(body) if len(body) <= _INLINE_BYTES else await asyncio.to_thread(read, body)
-        release = self._ledger.release = Release(judge, wire)
+        release = self._open()
         self._ledger.usage = piece.usage
+        if not failed:
+            await self._record(piece)
         await release.take_headers(reply.headers)
         await release.take(piece, last=True)
         await release.finish()
@@ -85,10 +105,9 @@ class Answer:
         await self._exchange.end(out)
 
     async def _streaming(self, reply: Reply) -> None:
-        judge, wire, exchange = self._ledger.judge, self._exchange.wire, self._exchange
-        assert judge is not None
-        release = self._ledger.release = Release(judge, wire)
-        reader = wire.open_stream()
+        exchange = self._exchange
+        release = self._open()
+        reader = exchange.wire.open_stream()
         tail = last = b""
         try:
             await release.take_headers(reply.headers)
@@ -145,6 +164,7 @@ class Answer:
             if piece.done:
                 tail += piece.raw
                 continue
+            await self._record(piece)
             await release.take(piece)
             if release.blocked:
                 break

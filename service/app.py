@@ -13,7 +13,7 @@ from litestar.datastructures import State
 from litestar.exceptions import HTTPException
 from litestar.handlers import asgi
 
-from service.api import chat, health, messages, models, scan
+from service.api import chat, health, messages, models, responses, responses_stored, scan
 from service.api.asgi import Handler, check_origin, sign_answer
 from service.api.chat_reply import ChatWire
 from service.api.messages_reply import MessagesWire
@@ -32,6 +32,7 @@ from service.scoring.batcher import Batcher
 from service.scoring.encoder import Encoder
 from service.settings import Settings, load
 from service.telemetry.metrics import Metrics
+from service.tenancy.issued import IssuedIds
 from service.tenancy.keys import Keys, load_root
 from service.tenancy.quota import Quota
 from service.tenancy.tenants import Tenants
@@ -62,6 +63,11 @@ def assemble(settings: Settings, parts: Parts) -> Litestar:
     check = check_origin if is_open else None
     gateway, server = parts.gateway, settings.server
     authenticate = gateway.tenancy.authenticate
+    create = responses.handler(gateway, server, open_mode=is_open)
+    # Litestar knows no path parameters of plain ASGI handlers.
+    mounts: dict[str, Handler] = {
+        responses_stored.PATH: responses_stored.handler(gateway, server, create, open_mode=is_open),
+    }
     routes: dict[str, Handler] = {
         "/v1/chat/completions": chat.handler(gateway, server, open_mode=is_open),
         "/v1/messages": messages.handler(gateway, server, open_mode=is_open),
@@ -74,7 +80,10 @@ def assemble(settings: Settings, parts: Parts) -> Litestar:
     if settings.telemetry.metrics:
         routes["/metrics"] = health.metrics(parts.exposition, check=check)
     return Litestar(
-        route_handlers=[asgi(path, copy_scope=False)(handle) for path, handle in routes.items()],
+        route_handlers=[
+            *(asgi(path, copy_scope=False)(handle) for path, handle in routes.items()),
+            *(asgi(path, is_mount=True, copy_scope=False)(handle) for path, handle in mounts.items()),
+        ],
         openapi_config=None,  # its pages load scripts from a CDN
         before_send=[_sign],
         exception_handlers={HTTPException: _refused, Exception: _refused},
@@ -152,6 +161,7 @@ def create_app(settings: Settings) -> Litestar:
         prompts=model.guard if model else None,
         replies=replies,
         providers=GlobRouter(settings.providers, providers_of(settings, session, counter.count)),
+        issued=IssuedIds(store, root.digest("issued-id"), settings.storage.on_error),
         audit=audit,
         observe=metrics.observe,
         digest=digest,

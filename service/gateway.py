@@ -17,6 +17,7 @@ from service.answer import Answer, block_error
 from service.errors import (
     FirewallError,
     GuardFailed,
+    NotFound,
     RequestError,
     to_wire,
 )
@@ -28,6 +29,7 @@ from service.interfaces import (
     CallerLeft,
     Digest,
     Exchange,
+    IssuedIds,
     PromptGuard,
     Provider,
     Reply,
@@ -37,6 +39,7 @@ from service.interfaces import (
 )
 from service.ledger import Ledger, log_unexpected
 from service.records.audit import AuditRow
+from service.tenancy.issued import Origin
 
 CLIENT_LEFT = 499
 """Status in the audit row of a caller who left before any answer (nginx's convention)."""
@@ -58,6 +61,7 @@ class Gateway:
         prompts: PromptGuard | None,
         replies: ReplyGuard,
         providers: Router,
+        issued: IssuedIds,
         audit: AuditSink,
         observe: Callable[[AuditRow], None],
         digest: Digest,
@@ -67,6 +71,7 @@ class Gateway:
         self.prompts = prompts
         self.replies = replies
         self.providers = providers
+        self.issued = issued
         self.audit = audit
         self.observe = observe
         self.digest = digest
@@ -98,7 +103,7 @@ class _Request:
         self._gateway = gateway
         self._exchange = exchange
         self._ledger = Ledger(gateway, exchange)
-        self._answer = Answer(self._ledger, exchange)
+        self._answer = Answer(self._ledger, exchange, gateway.issued)
         self._reply: Reply | None = None
 
     # -- the frame ---------------------------------------------------------------------------------------------------
@@ -159,8 +164,7 @@ class _Request:
         gateway, exchange = self._gateway, self._exchange
         caller = self._ledger.caller = await gateway.tenancy.authenticate(exchange.credential)
         call = self._ledger.call = await exchange.receive()
-        provider = gateway.providers.choose(call.model, exchange.wire.name)
-        self._ledger.provider = provider.name
+        provider = await self._provider(caller.tenant, call)
         caller.authorise((segment.role, segment.pointer) for segment in call.prompt.segments)
         texts = [segment.text for segment in call.prompt.segments]
         reserved = await gateway.tenancy.reserve(caller, call.model, texts, call.max_output_tokens, call.choices)
@@ -174,7 +178,11 @@ class _Request:
             if verdict.action == "block":
                 await self._answer.refuse(block_error(verdict, exchange.request_id, "prompt"), "block")
                 return
-            self._ledger.judge = await gateway.replies.open(caller.tenant, call.system_texts, call.user_texts)
+            system_texts = self._ledger.system_texts
+            self._ledger.judge = await gateway.replies.open(caller.tenant, system_texts, call.user_texts)
+            if echoes := self._ledger.echoes:
+                # The caller's own words are no leak to him; a secret is one even there.
+                self._ledger.echo_judge = await gateway.replies.open(caller.tenant, (), tuple(echoes))
             reply = await (early or self._forward(provider, body))
             await self._answer.forward(reply, call)
         finally:
@@ -182,6 +190,33 @@ class _Request:
                 await _drop(early)
             if self._reply is not None:
                 await self._reply.close()
+
+    async def _provider(self, tenant: str, call: Call) -> Provider:
+        """Who is asked. Raises NotFound, also for an id that this provider did not issue to this tenant."""
+        providers, ledger = self._gateway.providers, self._ledger
+        known = dict.fromkeys(call.system_texts)
+        ledger.echoes = call.echoes
+        if call.stored:
+            origin = await self._origin(tenant, call.stored, "")
+            provider = providers.named(origin.provider)
+            known.update(dict.fromkeys(origin.system_texts))
+            ledger.echoes |= known.keys()
+        else:
+            provider = providers.choose(call.model, self._exchange.wire.name)
+        ledger.provider = provider.name
+        for reference in call.references:
+            origin = await self._origin(tenant, reference.id, reference.pointer)
+            if origin.provider != provider.name:
+                raise _not_issued(reference.pointer)
+            known.update(dict.fromkeys(origin.system_texts))
+        ledger.system_texts = tuple(known)
+        return provider
+
+    async def _origin(self, tenant: str, issued_id: str, pointer: str) -> Origin:
+        origin = await self._gateway.issued.find(tenant, issued_id)
+        if origin is None:
+            raise _not_issued(pointer)
+        return origin
 
     async def scan(self, write: Callable[[Call, list[Verdict]], bytes]) -> None:
         """Admit, judge, settle, record."""
@@ -231,10 +266,11 @@ class _Request:
         assert self._ledger.call is not None
         self._ledger.forwarded = perf_counter()
         reply = await provider.open(
-            self._exchange.wire.path,
+            self._ledger.call.path or self._exchange.wire.path,
             body,
             stream=self._ledger.call.stream,
             headers=self._exchange.forwarded_headers,
+            method=self._ledger.call.method,
         )
         self._reply = reply
         self._ledger.answered = True
@@ -247,6 +283,11 @@ class _Request:
             await self._ledger.close()
         except Exception as error:
             _log.error("record failed", request_id=self._exchange.request_id, error=type(error).__name__)
+
+
+def _not_issued(pointer: str) -> NotFound:
+    """The same words whether the id is another tenant's or nobody's."""
+    return NotFound("There is nothing with this id here.", pointer=pointer or None)
 
 
 async def _drop(early: asyncio.Future[Reply]) -> None:

@@ -15,16 +15,30 @@ from service.errors import WireError
 from service.firewall.prompt import Prompt
 from service.firewall.verdict import Verdict
 from service.records.audit import AuditRow
+from service.tenancy.issued import Origin
 
 Headers = Iterable[tuple[str, str]]
 Digest = Callable[[str], str]
+
+
+class Reference(msgspec.Struct, frozen=True):
+    """An id of something that a provider keeps; `pointer` is its place in the request."""
+
+    id: str
+    pointer: str
 
 
 class Call(msgspec.Struct, frozen=True, kw_only=True):
     """One parsed request.
 
     `body` is what the caller sent, byte for byte. `max_output_tokens` counts all `choices` together, None where the
-    caller set no bound. `unknown_fields` are top-level members that this protocol does not know.
+    caller set no bound. `unknown_fields` are members that this protocol does not know.
+
+    `references` must have been issued to the caller's tenant by the provider that is asked. `echoes` are strings of the
+    request that replies of this protocol repeat beside the model's output. `deferred`: the model goes on working after
+    the answer. `stored` is the id of what the call is about where it is about something kept: the provider that issued
+    it is asked, no model works and nothing is generated. `method` and `path` are those of the provider's side; an empty
+    path is the protocol's own.
     """
 
     model: str
@@ -36,6 +50,12 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     max_output_tokens: int | None = None
     choices: int = 1
     unknown_fields: tuple[str, ...] = ()
+    references: tuple[Reference, ...] = ()
+    echoes: frozenset[str] = frozenset()
+    deferred: bool = False
+    stored: str = ""
+    method: str = "POST"
+    path: str = ""
 
 
 class Usage(msgspec.Struct, frozen=True):
@@ -50,21 +70,25 @@ class Piece(msgspec.Struct, frozen=True, kw_only=True):
 
     `texts` are (channel, text) for every string in it that carries model output; a channel names one text that grows
     over the stream, as `choices/0/content`; one with a `#` repeats another's text in another form; one that ends in `=`
-    is no such text but a value complete in itself, as an id, and is judged alone. `raw` leaves byte for byte where no
-    text is changed; else `Wire.rewrite` puts changed texts into `document`. `final` says that the reply ends here for
-    the caller (a finish reason), so that it waits for the whole verdict; `done` marks the very last event, which waits
-    for the audit row; `failed` an error that the provider reports in its stream. `ended` names channels that get no
-    more text after this piece, so that what follows need not wait for it.
+    is no such text but a value complete in itself, as an id, and is judged alone (below `echo/` it may repeat what the
+    request said); one that begins with `=` says once more all that the channel behind it has said so far. `ended` are
+    channels that get no more text after this piece, so that what follows need not wait for them. `raw` leaves byte for
+    byte where no text is changed; else `Wire.rewrite` puts changed texts into `document`. `final` says that the reply
+    ends here for the caller (a finish reason), so that it waits for the whole verdict; `done` marks the very last
+    event, which waits for the audit row; `failed` an error that the provider reports in its stream. `number` is the
+    protocol's own number of the event, `issued` are ids in it by which the caller may ask for what the provider keeps.
     """
 
     raw: bytes
     texts: tuple[tuple[str, str], ...] = ()
     document: Any = None
     usage: Usage | None = None
-    ended: tuple[str, ...] = ()
     final: bool = False
     done: bool = False
     failed: bool = False
+    ended: tuple[str, ...] = ()
+    number: int | None = None
+    issued: tuple[str, ...] = ()
 
 
 class StreamReader(Protocol):
@@ -113,8 +137,8 @@ class Wire(Protocol):
     def error_body(self, error: WireError) -> bytes:
         """An error as the body of an answer."""
 
-    def error_event(self, error: WireError) -> bytes:
-        """An error within a stream that has begun."""
+    def error_event(self, error: WireError, after: int | None) -> bytes:
+        """An error within a stream that has begun; `after` is the number of the last event that was sent."""
 
 
 class Exchange(Protocol):
@@ -218,7 +242,7 @@ class ReplyJudge(Protocol):
         """The next text of a channel, and whether the channel ends with it."""
 
     async def end(self, channel: str) -> None:
-        """The channel gets no more text: what was held of it is judged now."""
+        """The channel gets no more text: judge what was held of it."""
 
     async def finish(self) -> None:
         """The reply has ended; everything is judged after this."""
@@ -267,7 +291,9 @@ class Provider(Protocol):
 
     name: str
 
-    async def open(self, path: str, body: bytes, *, stream: bool, headers: Mapping[str, str]) -> Reply:
+    async def open(
+        self, path: str, body: bytes, *, stream: bool, headers: Mapping[str, str], method: str = "POST"
+    ) -> Reply:
         """Send a call and wait for the answer's head. Raises UpstreamError."""
 
 
@@ -276,6 +302,19 @@ class Router(Protocol):
 
     def choose(self, model: str, protocol: str) -> Provider:
         """One that speaks the protocol (`Wire.name`). Raises NotFound, and MalformedRequest where none speaks it."""
+
+    def named(self, name: str) -> Provider:
+        """The provider of this name. Raises NotFound."""
+
+
+class IssuedIds(Protocol):
+    """Which ids were issued to which tenant. Both raise StorageFailed."""
+
+    async def record(self, tenant: str, ids: Sequence[str], origin: Origin) -> None:
+        """Keep ids; durable on return."""
+
+    async def find(self, tenant: str, issued_id: str) -> Origin | None:
+        """None where it was not issued to this tenant."""
 
 
 class AuditSink(Protocol):

@@ -30,7 +30,8 @@ class Books(Protocol):
 
 class Ledger:
     """Filled in while the request is on its way. `closing` is set once its end has begun; `forwarded` is when the
-    provider was called (0.0: not at all), `answered` whether an answer of it began.
+    provider was called (0.0: not at all), `answered` whether an answer of it began. `system_texts` are the call's own
+    and those of the turns it goes on from; `echo_judge` is for what only repeats one of `echoes`.
     """
 
     def __init__(self, books: Books, exchange: Exchange) -> None:
@@ -44,7 +45,10 @@ class Ledger:
         self.reservation: Reservation | None = None
         self.prompt_verdict: Verdict | None = None
         self.reply_verdict: Verdict | None = None
+        self.system_texts: tuple[str, ...] = ()
         self.judge: ReplyJudge | None = None
+        self.echo_judge: ReplyJudge | None = None
+        self.echoes: frozenset[str] = frozenset()
         self.release: Release | None = None
         self.usage: Usage | None = None
         self.forwarded = 0.0
@@ -68,6 +72,10 @@ class Ledger:
         if reserved is None or call is None:
             return 0, 0
         prompt_tokens = completion_tokens = 0
+        if call.stored:
+            # What is kept was settled when it was made, however often it is looked at.
+            await self._books.tenancy.settle(reserved, 0, 0)
+            return 0, 0
         try:
             if self.usage is not None:
                 prompt_tokens, completion_tokens = self.usage.prompt_tokens, self.usage.completion_tokens
@@ -76,6 +84,10 @@ class Ledger:
             if self.usage is None and self.release is not None:
                 texts = ["".join(parts) for parts in self.release.texts.values()]
                 completion_tokens = await self._books.tenancy.count(call.model, texts)
+                if call.deferred:
+                    # The model goes on, and nobody will tell what it used.
+                    bound = reserved.max_output_tokens or call.max_output_tokens or 0
+                    completion_tokens = max(completion_tokens, bound)
         except Exception as error:
             log_unexpected(self._exchange.request_id, error)
         finally:

@@ -16,30 +16,45 @@ _SLICE_CHARS = 4_096
 """Of a long text the judge gets so much at once: it works on the event loop, and others want their turn."""
 _SLICE_TEXTS = 32
 """And of many short ones so many."""
-_KNOWN_VALUES = 256
-_KNOWN_CHARS = 256
+_KNOWN_CHARS = 262_144
 _Span = tuple[str, int, int] | str
-"""A range of a channel, or what is sent for a value that was judged by itself."""
+"""A range of a channel, or what is sent for a value that was judged by itself. A channel that begins with `=` is said
+once more, from its start.
+"""
 
 
 class Release:
     """One reply between the judge and the caller.
 
     `judge_s` is the seconds spent in the judge; `headers` are those that may be passed on; `texts` keeps what the
-    provider delivered, by channel, to count its tokens.
+    provider delivered, by channel, to count its tokens; `number` is that of the last event that may leave.
+
+    `echo_judge` judges what only repeats one of `echoes`, the request's own strings.
     """
 
-    def __init__(self, judge: ReplyJudge, wire: Wire) -> None:
+    def __init__(
+        self,
+        judge: ReplyJudge,
+        wire: Wire,
+        *,
+        echo_judge: ReplyJudge | None = None,
+        echoes: frozenset[str] = frozenset(),
+    ) -> None:
         self._judge = judge
+        self._echo_judge = echo_judge
+        self._echoes = echoes if echo_judge is not None else frozenset()
         self._wire = wire
         self._held: deque[tuple[Piece, tuple[_Span, ...]]] = deque()
         self._lengths: dict[str, int] = {}
         self._values: dict[tuple[str, str], str] = {}
+        self._values_chars = 0
+        self._sent: dict[str, list[str]] = {}
         self._finished = False
         self._unwritable = False
         self.headers: list[tuple[str, str]] = []
         self.texts: dict[str, list[str]] = {}
         self.judge_s = 0.0
+        self.number: int | None = None
 
     async def take(self, piece: Piece, *, last: bool = False) -> None:
         """Hand one piece to the judge and hold it. `last`: it is the whole reply, so no text in it will grow."""
@@ -53,6 +68,9 @@ class Release:
                 spans.append(await self._value(channel[:-1], text))
                 if self.blocked:
                     break
+                continue
+            if channel.startswith("="):
+                spans.append((channel, 0, self._lengths.get(channel[1:], 0)))
                 continue
             start = self._lengths.get(channel, 0)
             self._lengths[channel] = start + len(text)
@@ -77,11 +95,15 @@ class Release:
         """What is sent for a value. Ids come again with every event and are judged once."""
         known = self._values.get((channel, text))
         if known is None:
-            known = await self._judge.whole(channel, text)
-            if len(text) <= _KNOWN_CHARS:
-                if len(self._values) >= _KNOWN_VALUES:
-                    self._values.clear()
-                self._values[channel, text] = known
+            judge = self._judge
+            if self._echo_judge is not None and text in self._echoes and channel.startswith("echo/"):
+                judge = self._echo_judge
+            known = await judge.whole(channel, text)
+            if self._values_chars > _KNOWN_CHARS:
+                self._values.clear()
+                self._values_chars = 0
+            self._values_chars += len(channel) + len(text)
+            self._values[channel, text] = known
         return known
 
     async def _feed(self, channel: str, text: str, *, last: bool) -> None:
@@ -111,35 +133,49 @@ class Release:
             if (piece.final or piece.done or piece.failed) and not self._finished:
                 break
             ranges = [span for span in spans if not isinstance(span, str)]
-            if any(end > start and judge.cleared(channel) < end for channel, start, end in ranges):
+            if any(end > start and judge.cleared(channel.removeprefix("=")) < end for channel, start, end in ranges):
                 break
             written = self._written(piece, spans)
             if written is None:
                 self._unwritable = True
                 break
             self._held.popleft()
+            self.number = piece.number if piece.number is not None else self.number
             out.append(written)
         return b"".join(out)
 
     @property
     def blocked(self) -> bool:
         """Nothing more may leave: the judge has blocked, or a redaction has no place where it could be written."""
-        return self._judge.blocked or self._unwritable
+        echoed = self._echo_judge is not None and self._echo_judge.blocked
+        return self._judge.blocked or echoed or self._unwritable
 
     @property
     def verdict(self) -> Verdict:
         """The judge's, in which a redaction that could not be written has become a block."""
         verdict = self._judge.verdict
+        if self._echo_judge is not None:
+            echoed = self._echo_judge.verdict
+            verdict = decide([*verdict.findings, *echoed.findings], dict.fromkeys(verdict.unjudged + echoed.unjudged))
         if not self._unwritable:
             return verdict
         found = (replace(f, action="block") if f.action == "redact" else f for f in verdict.findings)
         return decide(found, verdict.unjudged)
 
     def _written(self, piece: Piece, spans: tuple[_Span, ...]) -> bytes | None:
-        texts = [span if isinstance(span, str) else self._render(*span) for span in spans]
+        texts = [
+            span if isinstance(span, str) else self._render(*span, old)
+            for span, (_, old) in zip(spans, piece.texts, strict=True)
+        ]
         if all(new == old for new, (_, old) in zip(texts, piece.texts, strict=True)):
             return piece.raw
         return self._wire.rewrite(piece, texts)
 
-    def _render(self, channel: str, start: int, end: int) -> str:
-        return self._judge.render(channel, start, end) if end > start else ""
+    def _render(self, channel: str, start: int, end: int, old: str) -> str:
+        if channel.startswith("="):
+            sent = "".join(self._sent.get(channel[1:], ()))
+            return old if sent == old else sent
+        text = self._judge.render(channel, start, end) if end > start else ""
+        # One string for both where nothing was changed: replies are long, and most are not.
+        self._sent.setdefault(channel, []).append(old if text == old else text)
+        return text

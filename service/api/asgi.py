@@ -128,8 +128,7 @@ class HttpExchange:
         headers = self._headers
         if self._scope["method"] != "POST":
             raise MethodNotAllowed("Use POST.")
-        if self._open_mode:
-            check_origin(headers)
+        self.check_caller()
         if headers.get("content-encoding", "identity").lower() != "identity":
             raise UnsupportedMedia("Send the body without content encoding.")
         media, _, parameters = headers.get("content-type", "").partition(";")
@@ -138,12 +137,20 @@ class HttpExchange:
         charset = parameters.strip().lower().removeprefix("charset=").strip('"')
         if charset not in {"", "utf-8", "utf8"}:
             raise UnsupportedMedia("The body must be UTF-8.")
+        return await self._read(await self.body())
+
+    def check_caller(self) -> None:
+        """Raises Forbidden for who may not call."""
+        if self._open_mode:
+            check_origin(self._headers)
+
+    async def body(self) -> bytes:
+        """The body, read under its cap and in its time. Raises PayloadTooLarge, RequestTimeout, CallerLeft."""
         try:
             async with asyncio.timeout(self._timeout_s):
-                body = await self._body()
+                return await self._body()
         except TimeoutError:
             raise RequestTimeout(f"The body did not arrive within {self._timeout_s:g} s.") from None
-        return await self._read(body)
 
     async def _body(self) -> bytes:
         length = self._headers.get("content-length", "")

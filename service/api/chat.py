@@ -5,27 +5,14 @@ Source: OpenAI API reference, "Create chat completion".
 
 from __future__ import annotations
 
-from typing import Any
-
-from service.api.asgi import Handler, endpoint, malformed
-from service.api.chat_prompt import BOOLEANS, INTEGERS, KNOWN, LISTS, NUMBERS, OBJECTS, STRINGS, Reading
+from service.api.asgi import Handler, endpoint
+from service.api.chat_prompt import FIELDS, Reading
 from service.api.chat_reply import ChatWire
-from service.api.request_fields import Fields, model_of, read_object
-from service.api.strict_json import pointer
+from service.api.request_fields import model_of, read_object, recorded
 from service.firewall.prompt import Prompt
 from service.gateway import Gateway
 from service.interfaces import Call
 from service.settings import Server
-
-_FIELDS = Fields(
-    known=KNOWN,
-    booleans=BOOLEANS,
-    integers=INTEGERS,
-    numbers=NUMBERS,
-    objects=OBJECTS,
-    lists=LISTS,
-    strings=STRINGS,
-)
 
 
 def handler(gateway: Gateway, server: Server, *, open_mode: bool) -> Handler:
@@ -36,8 +23,7 @@ def handler(gateway: Gateway, server: Server, *, open_mode: bool) -> Handler:
 def parse_request(body: bytes, server: Server) -> Call:
     """Read one request. Raises MalformedRequest and PayloadTooLarge with the JSON pointer of what is wrong."""
     request = read_object(body)
-    _FIELDS.check(request)
-    _check_ranges(request)
+    FIELDS.check(request)
     model = model_of(request)
     reading = Reading()
     reading.messages(request.get("messages"), server.max_messages)
@@ -53,12 +39,5 @@ def parse_request(body: bytes, server: Server) -> Call:
         user_texts=tuple(s.text for s in reading.segments if s.role == "user"),
         max_output_tokens=max(bounds) * choices if bounds else None,
         choices=choices,
-        unknown_fields=_FIELDS.unknown(request),
+        unknown_fields=recorded(request.keys() - FIELDS.known),
     )
-
-
-def _check_ranges(request: dict[str, Any]) -> None:
-    for name in ("max_tokens", "max_completion_tokens", "n"):
-        value = request.get(name)
-        if value is not None and not 1 <= value <= (128 if name == "n" else 2**31):
-            raise malformed(pointer(name), "a positive integer in range")

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from service.api.asgi import malformed
+from service.api.request_fields import Fields
 from service.api.request_texts import RequestTexts, is_identifier, string
 from service.api.strict_json import pointer
 from service.api.texts import Path, segments_of
@@ -22,9 +23,6 @@ _ROLES: dict[str, Role] = {
     "function": "tool",
     "assistant": "tool",
 }
-NUMBERS = frozenset({"temperature", "top_p", "presence_penalty", "frequency_penalty"})
-INTEGERS = frozenset({"n", "max_tokens", "max_completion_tokens", "seed", "top_logprobs"})
-BOOLEANS = frozenset({"stream", "logprobs", "parallel_tool_calls", "store"})
 _ENUMS: dict[str, frozenset[str]] = {
     "service_tier": frozenset({"auto", "default", "flex", "priority", "scale"}),
     "reasoning_effort": frozenset({"none", "minimal", "low", "medium", "high", "xhigh"}),
@@ -38,10 +36,16 @@ _DOCUMENT_FIELDS = frozenset(
     {"audio", "logit_bias", "metadata", "modalities", "moderation", "prediction", "prompt_cache_key"}
     | {"safety_identifier", "stop", "stream_options", "user", "web_search_options"}
 )
-KNOWN = NUMBERS | INTEGERS | BOOLEANS | _TOOL_FIELDS | _DOCUMENT_FIELDS | set(_ENUMS) | {"model", "messages"}
-OBJECTS = frozenset({"audio", "logit_bias", "metadata", "prediction", "response_format", "stream_options"})
-LISTS = frozenset({"tools", "functions", "modalities"})
-STRINGS = frozenset({"prompt_cache_key", "safety_identifier", "user"})
+FIELDS = Fields(
+    numbers=frozenset({"temperature", "top_p", "presence_penalty", "frequency_penalty"}),
+    integers=frozenset({"n", "max_tokens", "max_completion_tokens", "seed", "top_logprobs"}),
+    booleans=frozenset({"stream", "logprobs", "parallel_tool_calls", "store"}),
+    objects=frozenset({"audio", "logit_bias", "metadata", "prediction", "response_format", "stream_options"}),
+    lists=frozenset({"tools", "functions", "modalities"}),
+    strings=frozenset({"prompt_cache_key", "safety_identifier", "user"}),
+    others=_TOOL_FIELDS | _DOCUMENT_FIELDS | set(_ENUMS) | {"model", "messages"},
+    ranges={"max_tokens": (1, 2**31), "max_completion_tokens": (1, 2**31), "n": (1, 128)},
+)
 _MESSAGE_FIELDS = frozenset(
     {"audio", "content", "function_call", "name", "reasoning", "reasoning_content", "refusal", "tool_calls"}
     | {"annotations", "tool_call_id"}
@@ -195,7 +199,7 @@ class Reading(RequestTexts):
     def fields(self, request: dict[str, Any]) -> None:
         """Everything beside the messages."""
         for name, value in request.items():
-            if name not in KNOWN:
+            if name not in FIELDS.known:
                 self._other(name, value, (), -1)
                 continue
             if name in {"messages", "model"} or value is None or isinstance(value, (bool, int, float)):

@@ -76,8 +76,9 @@ class ChatWire:
             }
         )
 
-    def error_event(self, error: WireError) -> bytes:
+    def error_event(self, error: WireError, after: int | None) -> bytes:
         """The envelope as an event; no `[DONE]` follows."""
+        del after  # these events have no numbers
         return b"data: " + self.error_body(error) + b"\n\n"
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from service.api.asgi import Handler, endpoint, malformed
 from service.api.messages_prompt import FIELDS, Reading
 from service.api.messages_reply import CountWire, MessagesWire
-from service.api.request_fields import model_of, read_object
+from service.api.request_fields import model_of, read_object, recorded
 from service.firewall.prompt import Prompt
 from service.gateway import Gateway
 from service.interfaces import Call
@@ -57,5 +57,5 @@ def _call(request: dict[str, Any], body: bytes, server: Server, *, stream: Any, 
         system_texts=tuple(s.text for s in reading.segments if s.role == "system"),
         user_texts=tuple(s.text for s in reading.segments if s.role == "user"),
         max_output_tokens=max_output_tokens,
-        unknown_fields=FIELDS.unknown(request),
+        unknown_fields=recorded(request.keys() - FIELDS.known),
     )

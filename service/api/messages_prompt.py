@@ -18,17 +18,13 @@ from service.firewall.prompt import Role, Unscannable
 
 _ROLES: dict[str, Role] = {"user": "user", "assistant": "tool", "system": "system"}
 FIELDS = Fields(
-    known=frozenset(
-        {"model", "messages", "max_tokens", "system", "stream", "temperature", "top_p", "top_k", "stop_sequences"}
-        | {"metadata", "thinking", "tool_choice", "tools", "output_config", "output_format", "service_tier", "speed"}
-        | {"inference_geo", "container", "cache_control", "context_management", "diagnostics", "mcp_servers"}
-    ),
     booleans=frozenset({"stream"}),
     integers=frozenset({"max_tokens", "top_k"}),
     numbers=frozenset({"temperature", "top_p"}),
     objects=frozenset({"metadata", "thinking", "tool_choice", "output_config", "output_format", "cache_control"}),
     lists=frozenset({"tools", "stop_sequences", "mcp_servers"}),
     strings=frozenset({"service_tier", "speed", "inference_geo"}),
+    others=frozenset({"model", "messages", "system", "container", "context_management", "diagnostics"}),
 )
 _TOOL_FIELDS = frozenset({"tool_choice", "output_config", "output_format"})
 # What a block of a known type must have; these are also all types that are known.

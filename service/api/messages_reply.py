@@ -83,8 +83,9 @@ class MessagesWire:
         message = f"{error.pointer}: {error.message}" if error.pointer else error.message
         return msgspec.json.encode({"type": "error", "error": {"type": error.type, "message": message}})
 
-    def error_event(self, error: WireError) -> bytes:
+    def error_event(self, error: WireError, after: int | None) -> bytes:
         """The envelope as an event; no `message_stop` follows."""
+        del after  # these events have no numbers
         return b"event: error\ndata: " + self.error_body(error) + b"\n\n"
 
 
@@ -109,7 +110,7 @@ class MessagesStream:
     def __init__(self) -> None:
         self._parser = sse.Parser()
         self._texts = Texts(streamed=True)
-        self._open: dict[int, set[str]] = {}  # the growing channels of each block that has not stopped
+        self._open: set[int] = set()  # the blocks that have not stopped
         self._blocks = 0
         self._usage: dict[str, Any] = {}
         self._begun = False
@@ -140,9 +141,10 @@ class MessagesStream:
             raise UpstreamInvalid("The provider sent more after the end of its stream.")
         document = read_document(event.data.encode())
         kind = _kind(document, event.name)
-        index = self._block_of(document, kind)
+        stopped = self._follow(document, kind)
         failed = kind == "error" or _is_error(document)
-        piece = self._texts.piece(
+        self._ended = failed or kind == "message_stop"
+        return self._texts.piece(
             event_slots(document, kind, event.name),
             document,
             event.raw,
@@ -150,18 +152,11 @@ class MessagesStream:
             usage=self._usage_of(document, kind),
             final=kind == "message_stop" or _gives_reason(document),
             failed=failed,
+            ends="" if stopped is None else f"content/{stopped}",
         )
-        self._ended = failed or kind == "message_stop"
-        if index is None:
-            return piece
-        own = f"content/{index}/"
-        self._open[index].update(name for name, _ in piece.texts if name.startswith(own) and not name.endswith("="))
-        if kind == "content_block_stop":
-            piece = replace(piece, ended=tuple(sorted(self._open.pop(index))))
-        return piece
 
-    def _block_of(self, document: dict[str, Any], kind: str) -> int | None:
-        """Follow which blocks are open; the event's own, if it has one. Raises UpstreamInvalid."""
+    def _follow(self, document: dict[str, Any], kind: str) -> int | None:
+        """Keep which blocks are open; the one that stops with this event. Raises UpstreamInvalid."""
         if kind == "message_start":
             if self._begun:
                 raise UpstreamInvalid("The provider's stream began twice.")
@@ -177,9 +172,12 @@ class MessagesStream:
             if not self._begun or index != self._blocks:
                 raise UpstreamInvalid("The provider's stream began a block out of its order.")
             self._blocks += 1
-            self._open[index] = set()
+            self._open.add(index)
         elif index not in self._open:
             raise UpstreamInvalid("The provider's stream went on with a block that is not open.")
+        if kind != "content_block_stop":
+            return None
+        self._open.remove(index)
         return index
 
     def _usage_of(self, document: dict[str, Any], kind: str) -> Usage | None:

@@ -38,16 +38,25 @@ jailbreak protected_material_text protected_material_code citations search_resul
 prompt_cache_hit_tokens prompt_cache_miss_tokens prompt_logprobs kv_transfer_params x_groq warning
 content_block partial_json stop_sequence stop_details explanation category container diagnostics request_id details
 input_tokens output_tokens cache_creation cache_creation_input_tokens cache_read_input_tokens output_tokens_details
-ephemeral_5m_input_tokens ephemeral_1h_input_tokens server_tool_use web_search_requests web_fetch_requests
-inference_geo speed iterations context_management applied_edits citation cited_text document_index document_title
-start_char_index end_char_index start_page_number end_page_number start_block_index end_block_index
-search_result_index encrypted_index encrypted_content page_age file_id tool_use_id caller tool_id server_name
-is_error error_code return_code stdout stderr media_type retrieved_at
+ephemeral_5m_input_tokens ephemeral_1h_input_tokens server_tool_use web_search_requests web_fetch_requests inference_geo
+speed iterations context_management applied_edits citation cited_text document_index document_title start_char_index
+end_char_index start_page_number end_page_number start_block_index end_block_index search_result_index encrypted_index
+encrypted_content page_age file_id tool_use_id caller tool_id server_name is_error error_code return_code stdout stderr
+media_type retrieved_at
+event response sequence_number item part item_id output_index content_index summary_index command_index annotation_index
+annotation partial_image_b64 partial_image_index command output outputs status phase created_at completed_at
+incomplete_details reason instructions parallel_tool_calls temperature tool_choice tools top_p background conversation
+max_output_tokens max_tool_calls previous_response_id prompt prompt_cache_key prompt_cache_options
+prompt_cache_retention safety_identifier truncation user store effort input_tokens_details strict parameters call_id
+namespace queries results filename score attributes action actions query sources pattern container_id logs result
+environment operation diff path outcome exit_code max_output_length commands server_label approval_request_id approve
+revised_prompt output_format quality size pending_safety_checks acknowledged_safety_checks created_by execution
+fingerprint verbosity deleted variables version
 """
 NAMES = frozenset(_KNOWN.split())
 # Complete where they stand, wherever that is; a tool call's id is not: SDKs join its parts.
 COMPLETE = frozenset({"type", "format", "object", "model", "service_tier"})
-_JSON_TEXTS = ("/arguments", "/partial_json")
+_JSON_TEXTS = re.compile(r"/(?:arguments|partial_json)(?:#\d+)?\Z")
 _MIN_NUMBER = 10**7  # a protected text has eight characters
 _ESCAPE = re.compile(r'\\(?:u([0-9a-fA-F]{4})|(["\\/bfnrt]))')
 # The end of a text in which an escape has begun, or stands that is half a character.
@@ -62,6 +71,7 @@ _HASH_KEY = secrets.token_bytes(16)
 class Slot(NamedTuple):
     """One string in a document: `box[key]` holds it.
 
+    A channel that begins with `=` is one whose whole text this string may repeat (`Texts`).
     `kind` tells strings (`text`) from lists of UTF-8 bytes (`bytes`), from numbers (`number`), from object keys (`key`)
     and from a second reading of a string that was `old` when it was read (`unescaped`).
     """
@@ -74,14 +84,22 @@ class Slot(NamedTuple):
 
 
 class Texts:
-    """Finds the texts in a reply's documents, and keeps what text is still half in one event and half in the next."""
+    """Finds the texts in a reply's documents, and keeps what text is still half in one event and half in the next.
 
-    def __init__(self, *, streamed: bool = False) -> None:
+    Some protocols say a text piece by piece and then once more as a whole (`repeats`). A whole that is what its channel
+    has said needs no second judgement; one whose channel is silent so far is that channel's text; any other is judged
+    by itself.
+    """
+
+    def __init__(self, *, streamed: bool = False, repeats: bool = False) -> None:
         self._streamed = streamed
+        self._repeats = repeats
         self._unescaping: dict[str, str] = {}
         self._decoding: dict[str, codecs.IncrementalDecoder] = {}
         self._halves: dict[str, str] = {}
         self._channels: set[str] = set()
+        self._said: dict[str, blake2s] = {}
+        self._over: set[str] = set()
 
     def piece(
         self,
@@ -93,25 +111,42 @@ class Texts:
         usage: Usage | None = None,
         final: bool = False,
         failed: bool = False,
+        ends: str = "",
+        number: int | None = None,
+        issued: tuple[str, ...] = (),
     ) -> Piece:
-        """One reply or event with its texts, which `slots` finds in it. Raises UpstreamInvalid for one that cannot be
-        read in one way only.
+        """One reply or event with its texts, which `slots` finds in it. `ends` is a channel that gets no more text, nor
+        do those below it. Raises UpstreamInvalid for one that cannot be read in one way only.
         """
         texts: list[tuple[str, str]] = []
         found: list[Slot] = []
+        alone: list[str] = []
         for slot in slots:
-            if not slot.channel.endswith("="):
+            if slot.channel.startswith("="):
+                slot = self._repeated(slot)  # noqa: PLW2901
+                if "#" in slot.channel:
+                    alone.append(slot.channel)
+            elif slot.channel in self._over:
+                raise UpstreamInvalid("The provider went on with a text that had ended.")
+            again = slot.channel.startswith("=")
+            if not again and not slot.channel.endswith("="):
                 self._channels.add(slot.channel)
                 if len(self._channels) > MAX_CHANNELS:
                     raise UpstreamInvalid(f"The provider's reply has more than {MAX_CHANNELS} texts side by side.")
-            text = self._text(slot)
+            text = strict_json.whole(slot.box[slot.key]) if again else self._text(slot)
+            if self._repeats and not again and slot.kind == "text" and not slot.channel.endswith("="):
+                self._said.setdefault(slot.channel, blake2s()).update(text.encode())
             texts.append((slot.channel, text))
             found.append(slot)
-            if slot.channel.endswith(_JSON_TEXTS) and (self._streamed or "\\" in text):
-                # A tool's arguments are JSON in a string. Whoever reads them undoes its escapes, so that is judged too.
+            # A tool's arguments are JSON in a string. Whoever reads them undoes its escapes, so that is judged too;
+            # what is said again was judged so when it was said.
+            if not again and _JSON_TEXTS.search(slot.channel) and (self._streamed or "\\" in text):
                 channel = slot.channel + "#unescaped"
+                self._channels.add(channel)
                 texts.append((channel, self._unescape(channel, text)))
                 found.append(Slot(channel, slot.box, slot.key, "unescaped", slot.box[slot.key]))
+                if slot.channel in alone:
+                    alone.append(channel)
         return Piece(
             raw=raw,
             texts=tuple(texts),
@@ -119,7 +154,29 @@ class Texts:
             usage=usage,
             final=final,
             failed=failed,
+            ended=(*alone, *self._ended(ends)),
+            number=number,
+            issued=issued,
         )
+
+    def _repeated(self, slot: Slot) -> Slot:
+        """Where a text stands that may repeat another."""
+        channel = slot.channel[1:]
+        said = self._said.get(channel)
+        if said is None:
+            return slot._replace(channel=channel)
+        text = strict_json.whole(slot.box[slot.key])
+        if said.digest() == blake2s(text.encode()).digest():
+            return slot
+        return slot._replace(channel=f"{channel}#{len(self._channels)}")
+
+    def _ended(self, ends: str) -> list[str]:
+        if not ends:
+            return []
+        below = (f"{ends}/", f"{ends}#")
+        found = sorted(c for c in self._channels - self._over if c == ends or c.startswith(below))
+        self._over.update(found)
+        return found
 
     def _text(self, slot: Slot) -> str:
         if slot.kind == "key":
@@ -159,9 +216,9 @@ def _joined(text: str) -> str:
     return _HALVES.sub(lambda pair: pair.group().encode("utf-16-le", "surrogatepass").decode("utf-16-le"), text)
 
 
-def index_of(box: dict[str, Any], position: int) -> int:
+def index_of(box: dict[str, Any], position: int, name: str = "index") -> int:
     """Whose text this is. Raises UpstreamInvalid: readers take `1`, `1.0` and `true` for one index or for several."""
-    index = box.get("index")
+    index = box.get(name)
     if index is None:
         return position
     if type(index) is not int or not 0 <= index < MAX_CHANNELS:

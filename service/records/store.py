@@ -76,6 +76,16 @@ KEYS = sa.Table(
     sa.Column("revoked_at", sa.Double),
 )
 
+ISSUED = sa.Table(
+    "issued_ids",
+    METADATA,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("digest", sa.Text, nullable=False, unique=True),
+    sa.Column("tenant", sa.Text, nullable=False, index=True),
+    sa.Column("provider", sa.Text, nullable=False),
+    sa.Column("issued_at", sa.Double, nullable=False),
+)
+
 
 class KeyRow(msgspec.Struct, frozen=True):
     """A key as it is kept; `digest` is the keyed hash of its secret. Times are seconds since the epoch (UTC)."""
@@ -177,6 +187,25 @@ class Store:
             found = await connection.execute(query if tenant is None else query.where(KEYS.c.tenant == tenant))
             return [_key_row(row) for row in found.mappings()]
 
+    async def add_issued(self, tenant: str, provider: str, digests: Sequence[str], at: float) -> None:
+        """Keep ids that a provider issued to a tenant, by their hashes; durable on return."""
+        row = {"tenant": tenant, "provider": provider, "issued_at": at}
+        async with self._begin() as connection:
+            await connection.execute(_INSERT_ISSUED, [row | {"digest": digest} for digest in digests])
+
+    async def find_issued(self, digest: str) -> str | None:
+        """The provider that issued the id with this hash."""
+        async with self._begin() as connection:
+            found = await connection.execute(sa.select(ISSUED.c.provider).where(ISSUED.c.digest == digest))
+            return found.scalar_one_or_none()
+
+    async def forget_issued(self, tenant: str, keep: int) -> None:
+        """Delete all but a tenant's newest ids."""
+        own = ISSUED.c.tenant == tenant
+        newest = sa.select(ISSUED.c.id).where(own).order_by(ISSUED.c.id.desc()).offset(keep).limit(1).scalar_subquery()
+        async with self._begin() as connection:
+            await connection.execute(ISSUED.delete().where(own, ISSUED.c.id <= newest))
+
     async def close(self) -> None:
         """Close every connection."""
         await self._engine.dispose()
@@ -253,6 +282,8 @@ async def verify(path: Path) -> AuditReport:
 
 
 _INSERT_AUDIT = AUDIT.insert()
+# An id that comes again is new again.
+_INSERT_ISSUED = ISSUED.insert().prefix_with("OR REPLACE")
 
 
 def columns(row: AuditRow) -> dict[str, Any]:

@@ -116,17 +116,27 @@ class HttpProvider:
         elif api_key:
             self._headers["authorization"] = f"Bearer {api_key}"
 
-    async def open(self, path: str, body: bytes, *, stream: bool, headers: Mapping[str, str]) -> HttpReply:
+    async def open(
+        self, path: str, body: bytes, *, stream: bool, headers: Mapping[str, str], method: str = "POST"
+    ) -> HttpReply:
         """Send a call and wait for the answer's head, trying again where nothing of an answer had come.
 
         Raises UpstreamUnreachable, UpstreamTimeout. A silent provider is not asked again: it may be working.
         """
         accept = "text/event-stream" if stream else "application/json"
         sent = {**self._defaults, **headers, **self._headers, "accept": accept}
+        if not body:
+            del sent["content-type"]
         for attempts_left in range(self._retries, -1, -1):
             try:
-                response = await self._session.get().post(
-                    self._base_url + path, data=body, headers=sent, timeout=self._timeout, allow_redirects=False
+                response = await self._session.get().request(
+                    method,
+                    self._base_url + path,
+                    data=body or None,
+                    headers=sent,
+                    timeout=self._timeout,
+                    allow_redirects=False,
+                    skip_auto_headers=("Content-Type",),
                 )
             except aiohttp.ConnectionTimeoutError:
                 if not attempts_left:

@@ -23,6 +23,7 @@ class GlobRouter(Generic[P]):
     """
 
     def __init__(self, settings: Sequence[ProviderSettings], providers: Mapping[str, P]) -> None:
+        self._providers = providers
         self._rules = [
             (re.compile(translate(glob)), _FAMILIES[entry.kind], providers[entry.name])
             for entry in settings
@@ -46,3 +47,9 @@ class GlobRouter(Generic[P]):
                 f"This model's provider speaks the protocols of {spoken[0]}, not of {asked}.", pointer="/model"
             )
         raise NotFound("No provider is configured for this model.", pointer="/model")
+
+    def named(self, name: str) -> P:
+        """The provider of this name. Raises NotFound."""
+        if name not in self._providers:
+            raise NotFound("The provider that made this is not configured any more.")
+        return self._providers[name]

@@ -5,8 +5,9 @@
 - `sandbox-words-N` writes N words.
 - `sandbox-slow-MS` echoes with a pause of MS milliseconds before each chunk.
 
-Where tools are offered and the last user message is `call <name> <json>`, any of them answers with that tool call.
-Every reply says `sandbox` in its `system_fingerprint`, or in its `id`.
+It speaks chat completions, Responses (`sandbox_responses`), and Messages and their counting (`sandbox_messages`). Where
+tools are offered and the last user message is `call <name> <json>`, any of them answers with that tool call.
+Every reply says `sandbox` in its `system_fingerprint`, its `metadata` or its `id`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from service.upstream import sandbox_messages
+from service.upstream import sandbox_messages, sandbox_responses
+from service.upstream.sandbox_responses import KeptResponses
 
 Count = Callable[[str, Sequence[str]], Awaitable[int]]
 """How many tokens these texts have for that model."""
@@ -61,19 +63,24 @@ class SandboxReply:
 
 
 class Sandbox:
-    """The provider (`interfaces.Provider`): OpenAI's chat completions, Anthropic's Messages and their counting."""
+    """The provider (`interfaces.Provider`)."""
 
     def __init__(self, name: str = "sandbox", count: Count | None = None) -> None:
         self.name = name
         self._count = count or _count_words
+        self._kept = KeptResponses()
 
-    async def open(self, path: str, body: bytes, *, stream: bool, headers: Mapping[str, str]) -> SandboxReply:
+    async def open(
+        self, path: str, body: bytes, *, stream: bool, headers: Mapping[str, str], method: str = "POST"
+    ) -> SandboxReply:
         """Answer one call."""
         del headers
-        request = json.loads(body)
+        if path.startswith("/responses/"):
+            return self._about_kept(method, path, stream=stream)
         is_messages = path in sandbox_messages.PATHS
-        if path != "/chat/completions" and not is_messages:
+        if path not in {"/chat/completions", "/responses"} and not is_messages:
             return _failure(404, "The sandbox does not know this path.")
+        request = json.loads(body)
         model = str(request.get("model"))
         kind, _, number = model.removeprefix("sandbox-").partition("-")
         if kind not in {"echo", "leaky", "words", "slow"} or (kind in {"words", "slow"}) != number.isdecimal():
@@ -81,6 +88,8 @@ class Sandbox:
         pause_s = min(int(number), _MAX_PAUSE_MS) / 1e3 if kind == "slow" else 0.0
         if is_messages:
             return await self._message(path, request, (model, kind, int(number or 0)), pause_s, stream=stream)
+        if path == "/responses":
+            return self._response(request, kind, int(number or 0), pause_s, stream=stream)
         reply = _reply_to(request, kind, int(number or 0))
         usage = _usage(request, reply)
         base = {"id": "chatcmpl-sandbox", "created": int(time.time()), "model": model}
@@ -111,6 +120,36 @@ class Sandbox:
             return SandboxReply(200, "text/event-stream", events, pause_s)
         document = sandbox_messages.message(model, reply, usage)
         return SandboxReply(200, "application/json", iter((_encode(document),)), pause_s)
+
+    def _response(
+        self, request: dict[str, Any], kind: str, number: int, pause_s: float, *, stream: bool
+    ) -> SandboxReply:
+        messages = self._kept.messages_of(request)
+        reply = _reply_to({**request, "messages": messages}, kind, number)
+        response = sandbox_responses.response_to(request, reply, _usage({"messages": messages}, reply))
+        self._kept.keep(request, response)
+        if request.get("background"):
+            response = {**response, "status": "queued", "output": [], "usage": None}
+        return _whole_or_streamed(response, pause_s, stream=stream)
+
+    def _about_kept(self, method: str, path: str, *, stream: bool) -> SandboxReply:
+        response_id = path.removeprefix("/responses/").partition("?")[0].removesuffix("/cancel")
+        response = self._kept.take(response_id) if method == "DELETE" else self._kept.find(response_id)
+        if response is None:
+            return _failure(404, "The sandbox keeps no such response.")
+        if method == "DELETE":
+            response = {"id": response_id, "object": "response", "deleted": True}
+        return _whole_or_streamed(response, 0.0, stream=stream)
+
+
+def _whole_or_streamed(response: dict[str, Any], pause_s: float, *, stream: bool) -> SandboxReply:
+    if not stream:
+        return SandboxReply(200, "application/json", iter((_encode(response),)), pause_s)
+    events = (
+        b"event: %s\ndata: %s\n\n" % (event["type"].encode(), _encode(event))
+        for event in sandbox_responses.events_of(response, _CHUNK.findall)
+    )
+    return SandboxReply(200, "text/event-stream", events, pause_s)
 
 
 async def _count_words(model: str, texts: Sequence[str]) -> int:

@@ -20,6 +20,7 @@ from service.firewall.verdict import Finding, Verdict, decide
 from service.gateway import Gateway
 from service.records.audit import AuditRow
 from service.settings import Auth, Provider, Server, Settings
+from service.tenancy.issued import IssuedIds
 from service.upstream.client import HttpProvider, SharedSession
 from service.upstream.router import GlobRouter
 from service.upstream.sandbox import Sandbox
@@ -89,6 +90,7 @@ class Judge:
         self.action = action
         self.text: dict[str, str] = {}
         self.finished = False
+        self.ended: set[str] = set()
         self.blocked = False
 
     async def feed(self, channel: str, text: str, *, last: bool = False) -> None:
@@ -96,7 +98,7 @@ class Judge:
         self.blocked |= self.action == "block" and SECRET in self.text[channel]
 
     async def end(self, channel: str) -> None:
-        """What may become the secret stays held: only the end of the reply lets it go."""
+        self.ended.add(channel)
 
     async def finish(self) -> None:
         self.finished = True
@@ -108,7 +110,7 @@ class Judge:
 
     def cleared(self, channel: str) -> int:
         text = self.text.get(channel, "")
-        if self.finished:
+        if self.finished or channel in self.ended:
             return len(text)
         return next(i for i in range(len(text) + 1) if SECRET.startswith(text[i:]) or i == len(text))
 
@@ -150,6 +152,22 @@ class Audit:
             raise StorageFailed("The audit store did not take the row.")
         self.rows.append(row)
         self.written.release()
+
+
+class Ids:
+    """Keeps issued ids in memory (`tenancy.issued.IssuedStore`)."""
+
+    def __init__(self) -> None:
+        self.providers: dict[str, str] = {}
+
+    async def add_issued(self, tenant: str, provider: str, digests: Sequence[str], at: float) -> None:
+        self.providers.update(dict.fromkeys(digests, provider))
+
+    async def find_issued(self, digest: str) -> str | None:
+        return self.providers.get(digest)
+
+    async def forget_issued(self, tenant: str, keep: int) -> None:
+        pass
 
 
 class Upstream:
@@ -249,7 +267,7 @@ class World:
 
     def __init__(self) -> None:
         self.tenancy, self.prompts, self.replies, self.audit = Tenancy(), Prompts(), Replies(), Audit()
-        self.upstream = Upstream()
+        self.upstream, self.issued = Upstream(), Ids()
         self.observed: list[AuditRow] = []
         self.url = ""
         self.gateway: Any = None
@@ -316,6 +334,7 @@ def world() -> Iterator[World]:
         prompts=made.prompts,
         replies=made.replies,
         providers=GlobRouter(settings.providers, {**http, "sandbox": Sandbox()}),
+        issued=IssuedIds(made.issued, lambda text: text),
         audit=made.audit,
         observe=made.observed.append,
         digest=lambda text: "digest",

@@ -297,4 +297,4 @@ def test_errors_are_written_in_openai_s_envelope() -> None:
         }
     }
     assert json.loads(ChatWire().error_body(error)) == expected
-    assert ChatWire().error_event(error) == b"data: " + ChatWire().error_body(error) + b"\n\n"
+    assert ChatWire().error_event(error, None) == b"data: " + ChatWire().error_body(error) + b"\n\n"

@@ -251,7 +251,7 @@ def test_errors_have_types_that_the_sdk_knows(status: int, kind: str) -> None:
     error = WireError(status, "x", "y", "What is wrong.", "/system/0")
     body = json.loads(MessagesWire().error_body(error))
     assert body == {"type": "error", "error": {"type": kind, "message": "/system/0: What is wrong."}}
-    assert MessagesWire().error_event(error).startswith(b'event: error\ndata: {"type":"error"')
+    assert MessagesWire().error_event(error, None).startswith(b'event: error\ndata: {"type":"error"')
 
 
 def test_a_full_queue_is_anthropic_s_own_status() -> None:

@@ -1,0 +1,42 @@
+"""OpenAI Responses: the request, its types and its bounds.
+
+Source: OpenAI API reference, "Create a model response".
+"""
+
+from __future__ import annotations
+
+from service.api.asgi import Handler, endpoint
+from service.api.request_fields import model_of, read_object, recorded
+from service.api.responses_prompt import FIELDS, Reading, echoes_of
+from service.api.responses_reply import ResponsesWire
+from service.firewall.prompt import Prompt
+from service.gateway import Gateway
+from service.interfaces import Call
+from service.settings import Server
+
+
+def handler(gateway: Gateway, server: Server, *, open_mode: bool) -> Handler:
+    """`POST /v1/responses`."""
+    return endpoint(ResponsesWire(), parse_request, gateway.serve, server, open_mode=open_mode)
+
+
+def parse_request(body: bytes, server: Server) -> Call:
+    """Read one request. Raises MalformedRequest and PayloadTooLarge with the JSON pointer of what is wrong."""
+    request = read_object(body)
+    FIELDS.check(request)
+    model = model_of(request)
+    reading = Reading()
+    reading.read(request, server.max_messages)
+    return Call(
+        model=model,
+        stream=bool(request.get("stream")),
+        body=body,
+        prompt=Prompt(model, tuple(reading.segments), tuple(reading.unscannable)),
+        system_texts=tuple(s.text for s in reading.segments if s.role == "system"),
+        user_texts=tuple(s.text for s in reading.segments if s.role == "user"),
+        max_output_tokens=request.get("max_output_tokens"),
+        unknown_fields=recorded(reading.unknown),
+        references=tuple(reading.references),
+        echoes=echoes_of(request),
+        deferred=bool(request.get("background")),
+    )

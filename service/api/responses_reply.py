@@ -1,0 +1,144 @@
+"""OpenAI Responses: the reply and its errors, whole and streamed. Every string in it has a channel.
+
+Source: OpenAI API reference, "The response object" and "Streaming events".
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from service.api import reply_texts, sse, strict_json
+from service.api.chat_reply import ChatWire
+from service.api.reply_texts import Texts
+from service.api.responses_texts import ends_of, event_slots, issued_in, response_slots, usage_of
+from service.errors import UpstreamInvalid, WireError
+from service.interfaces import Call, Piece
+
+_FINAL = frozenset({"response.completed", "response.incomplete", "response.failed", "response.cancelled", "error"})
+_FAILED = frozenset({"response.failed", "error"})
+
+
+class ResponsesWire:
+    """How the Responses API writes replies and errors (`interfaces.Wire`)."""
+
+    name = "openai.responses"
+    path = "/responses"
+
+    def read_reply(self, body: bytes) -> Piece:
+        """A whole reply. Raises UpstreamInvalid."""
+        return _whole(body)
+
+    def read_error(self, body: bytes) -> Piece:
+        """The body of a provider's own error: JSON, or any text."""
+        try:
+            return _whole(body)
+        except UpstreamInvalid:
+            return reply_texts.read_as_text(body)
+
+    def open_stream(self) -> ResponsesStream:
+        """A reader for one streamed reply."""
+        return ResponsesStream()
+
+    def rewrite(self, piece: Piece, texts: Sequence[str]) -> bytes | None:
+        """The piece with these texts; None where one cannot be changed in its place."""
+        return reply_texts.rewrite(piece, texts)
+
+    def clamp(self, call: Call, max_output_tokens: int) -> bytes:
+        """The call's body with its output bounded, every other byte as it is."""
+        given = json.loads(call.body).get("max_output_tokens")
+        if given is not None and given <= max_output_tokens:
+            return call.body
+        return strict_json.splice_member(call.body, "max_output_tokens", max_output_tokens)
+
+    def phrase(self, error: WireError) -> WireError:
+        """As it is: the neutral form's types are OpenAI's."""
+        return error
+
+    def error_body(self, error: WireError) -> bytes:
+        """OpenAI's error envelope."""
+        return ChatWire().error_body(error)
+
+    def error_event(self, error: WireError, after: int | None) -> bytes:
+        """An `error` event with the next number. Its members are those that the reference lists; the envelope beside
+        them is what the SDKs raise for: without it they would take the end of the stream for the end of the reply.
+        """
+        event = {
+            "type": "error",
+            "sequence_number": 0 if after is None else after + 1,
+            "code": error.code,
+            "message": error.message,
+            "param": error.pointer,
+            **json.loads(self.error_body(error)),
+        }
+        return sse.render(msgspec.json.encode(event).decode(), "error")
+
+
+class ResponsesStream:
+    """Reads one streamed reply (`interfaces.StreamReader`)."""
+
+    def __init__(self) -> None:
+        self._parser = sse.Parser(sse.MAX_EVENT_BYTES * 16)  # the last event repeats the whole reply
+        self._texts = Texts(streamed=True, repeats=True)
+        self._ended = False
+        self._done = False
+
+    @property
+    def kept_bytes(self) -> int:
+        """Of the event that is not whole yet."""
+        return self._parser.kept_bytes
+
+    def feed(self, chunk: bytes) -> list[Piece]:
+        """The events that these bytes complete. Raises UpstreamInvalid."""
+        return [self._piece(event) for event in self._parser.feed(chunk)]
+
+    def finish(self) -> list[Piece]:
+        """The end of the bytes. Raises UpstreamInvalid where the reply is not complete."""
+        pieces = [self._piece(event) for event in self._parser.finish()]
+        if not self._ended:
+            raise UpstreamInvalid("The provider's stream broke off before its end.")
+        return pieces
+
+    def _piece(self, event: sse.Event) -> Piece:
+        if event.data is None:
+            return Piece(raw=event.raw)
+        if event.data.strip() == "[DONE]" and self._ended and not self._done:  # some servers end so
+            self._done = True
+            return Piece(raw=sse.render("[DONE]"), done=True)
+        if self._ended:
+            raise UpstreamInvalid("The provider sent more after the end of its stream.")
+        document = reply_texts.read_document(event.data.encode())
+        kind = document.get("type")
+        if event.name and event.name != kind:
+            raise UpstreamInvalid("The provider sent an event of two types.")
+        number = document.get("sequence_number")
+        failed = kind in _FAILED or bool(document.get("error"))
+        self._ended = failed or kind in _FINAL
+        return self._texts.piece(
+            event_slots(document),
+            document,
+            event.raw,
+            event.name,
+            usage=usage_of(document.get("response")),
+            final=self._ended,
+            failed=failed,
+            ends=ends_of(document),
+            number=number if type(number) is int else None,
+            issued=issued_in(document),
+        )
+
+
+def _whole(body: bytes) -> Piece:
+    document: dict[str, Any] = reply_texts.read_document(body)
+    return Texts().piece(
+        response_slots(document),
+        document,
+        body,
+        usage=usage_of(document),
+        final=True,
+        failed=bool(document.get("error")),
+        issued=issued_in(document),
+    )
