@@ -13,7 +13,17 @@ from litestar.datastructures import State
 from litestar.exceptions import HTTPException
 from litestar.handlers import asgi
 
-from service.api import chat, health, models, scan
+from service.api import (
+    chat,
+    completions,
+    embeddings,
+    guardrail_litellm,
+    guardrail_llm_guard,
+    health,
+    models,
+    moderations,
+    scan,
+)
 from service.api.asgi import Handler, check_origin, sign_answer
 from service.api.chat_reply import ChatWire
 from service.errors import NotFound, WireError, to_wire
@@ -61,17 +71,26 @@ def assemble(settings: Settings, parts: Parts) -> Litestar:
     check = check_origin if is_open else None
     gateway, server = parts.gateway, settings.server
     authenticate = gateway.tenancy.authenticate
+    listing = models.handler(settings.providers, MODELS, gateway.providers, authenticate, check=check)
     routes: dict[str, Handler] = {
         "/v1/chat/completions": chat.handler(gateway, server, open_mode=is_open),
+        "/v1/completions": completions.handler(gateway, server, open_mode=is_open),
+        "/v1/embeddings": embeddings.handler(gateway, server, open_mode=is_open),
+        "/v1/moderations": moderations.handler(gateway, server, open_mode=is_open),
         "/v1/scan": scan.handler(gateway, server, open_mode=is_open),
-        "/v1/models": models.handler(settings.providers, MODELS, authenticate, check=check),
+        guardrail_litellm.PATH: guardrail_litellm.handler(gateway, server, open_mode=is_open),
+        **guardrail_llm_guard.handlers(gateway, server, open_mode=is_open),
         "/health/live": health.live(),
         "/health/ready": health.ready(parts.facts, parts.checks),
     }
     if settings.telemetry.metrics:
         routes["/metrics"] = health.metrics(parts.exposition, check=check)
     return Litestar(
-        route_handlers=[asgi(path, copy_scope=False)(handle) for path, handle in routes.items()],
+        route_handlers=[
+            *(asgi(path, copy_scope=False)(handle) for path, handle in routes.items()),
+            # Mounted, since Litestar knows no path parameters of plain ASGI handlers.
+            asgi(models.PATH, is_mount=True, copy_scope=False)(listing),
+        ],
         openapi_config=None,  # its pages load scripts from a CDN
         before_send=[_sign],
         exception_handlers={HTTPException: _refused, Exception: _refused},
@@ -122,6 +141,13 @@ def create_app(settings: Settings) -> Litestar:
 
     Raises ConfigError and ArtifactError here, or where the server starts it (the database is opened there).
     """
+    return assemble(settings, connect(settings))
+
+
+def connect(settings: Settings) -> Parts:
+    """All parts of the service, as they are configured; also for an application that judges in its own process
+    (`service.middleware`), and runs `start` and `stop` itself. Raises as `create_app` does.
+    """
     root = load_root(settings.folder)
     digest = root.digest("audit")
     store = Store(database_path(settings))
@@ -167,7 +193,7 @@ def create_app(settings: Settings) -> Litestar:
         counter.close()
         await store.close()
 
-    parts = Parts(
+    return Parts(
         gateway=gateway,
         exposition=metrics.exposition,
         facts=facts,
@@ -175,7 +201,6 @@ def create_app(settings: Settings) -> Litestar:
         start=[start],
         stop=[stop],
     )
-    return assemble(settings, parts)
 
 
 class _Model:

@@ -11,9 +11,9 @@ from typing import Any
 from service.api.asgi import malformed
 from service.api.request_texts import RequestTexts, string
 from service.api.strict_json import pointer
-from service.api.texts import Path, is_opaque, segments_of, text_of_base64, text_of_data_url
+from service.api.texts import Path, segments_of
 from service.errors import PayloadTooLarge
-from service.firewall.prompt import Role, Unscannable
+from service.firewall.prompt import Role
 
 _ROLES: dict[str, Role] = {
     "system": "system",
@@ -94,7 +94,7 @@ class Reading(RequestTexts):
             if name == "role" or (name in _MESSAGE_FIELDS and value is None):
                 continue
             if name == "content":
-                self._content(value, place, role, index)
+                self.content(value, place, role, index)
             elif name == "tool_calls":
                 self._tool_calls(value, place, index)
             elif name == "function_call":
@@ -108,7 +108,8 @@ class Reading(RequestTexts):
             elif not _IDENTIFIER.fullmatch(string(value, place)):
                 self.text(value, place, "document", index)
 
-    def _content(self, content: Any, path: Path, role: Role, message: int) -> None:
+    def content(self, content: Any, path: Path, role: Role, message: int) -> None:
+        """A message's content: a string or a list of parts. Raises MalformedRequest."""
         if isinstance(content, str):
             self.text(content, path, role, message)
             return
@@ -162,15 +163,8 @@ class Reading(RequestTexts):
                 continue
             if item is None:
                 continue
-            text = text_of_data_url(string(item, place))
-            if text is None and name == "file_data":
-                text = text_of_base64(item)
-            if text is None and not is_opaque(item):
-                text = item
-            if text is None:
-                self.unscannable.append(Unscannable(pointer(*place), "file_id" if name == "file_id" else kind))
-            else:
-                self.text(text.replace("\x00", ""), place, "document", message)
+            what = "file_id" if name == "file_id" else kind
+            self.reference(string(item, place), place, what, message, file=name == "file_data")
 
     def _tool_calls(self, calls: Any, path: Path, message: int) -> None:
         if not isinstance(calls, list):

@@ -10,7 +10,7 @@ from typing import Any
 from service.api import strict_json
 from service.api.asgi import malformed
 from service.api.strict_json import pointer
-from service.api.texts import Path, place_of, segments_of
+from service.api.texts import Path, is_opaque, place_of, segments_of, text_of_base64, text_of_data_url
 from service.errors import PayloadTooLarge
 from service.firewall.prompt import Role, Segment, Unscannable
 
@@ -41,6 +41,21 @@ class RequestTexts:
     ) -> None:
         """A member of any shape. Where the protocol does not know it, its name is the caller's text as well."""
         self.add(segments_of(value, (*path, name), role, message, name="" if known else name))
+
+    def reference(self, value: str, path: Path, kind: str, message: int = -1, *, file: bool = False) -> None:
+        """What stands for an image, a sound or a file: text where it is text, else something that none can read.
+
+        `file`: it may be bare base64, whatever it is called.
+        """
+        text = text_of_data_url(value)
+        if text is None and file:
+            text = text_of_base64(value)
+        if text is None and not is_opaque(value):
+            text = value
+        if text is None:
+            self.unscannable.append(Unscannable(pointer(*path), kind))
+        else:
+            self.text(text.replace("\x00", ""), path, "document", message)
 
     def unescaped(self, arguments: str, path: Path, message: int) -> None:
         """Arguments are JSON in a string: their own escapes are judged by what they say."""

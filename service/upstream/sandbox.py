@@ -6,19 +6,26 @@
 - `sandbox-slow-MS` echoes with a pause of MS milliseconds before each chunk.
 
 Where tools are offered and the last user message is `call <name> <json>`, any of them answers with that tool call.
-Every reply says `sandbox` in its `system_fingerprint`.
+Legacy completions are answered as if the prompt were the last user message. `sandbox-embedding` makes a vector of each
+input: equal inputs have equal ones, and that is all they mean. Every reply says `sandbox` in its `system_fingerprint`,
+or, of vectors, in its model's name.
 """
 
 from __future__ import annotations
 
 import asyncio
+import base64
+import hashlib
 import json
+import math
 import re
+import struct
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any
 
-MODELS = ("sandbox-echo", "sandbox-leaky", "sandbox-words-100", "sandbox-slow-100")
+EMBEDDING_MODEL = "sandbox-embedding"
+MODELS = ("sandbox-echo", "sandbox-leaky", "sandbox-words-100", "sandbox-slow-100", EMBEDDING_MODEL)
 
 _FINGERPRINT = "sandbox: rules, not a model"
 _ASKS_FOR_PROMPT = re.compile(
@@ -31,6 +38,8 @@ _CHUNK = re.compile(r"\s*\S{1,24}|\s+")
 _WORDS = ("alpha", "bravo", "charlie", "delta", "echo", "foxtrot", "golf", "hotel", "india", "juliett")
 _MAX_WORDS = 100_000
 _MAX_PAUSE_MS = 60_000
+_DIMENSIONS = 256
+_MAX_DIMENSIONS = 4_096
 
 
 class SandboxReply:
@@ -62,16 +71,20 @@ class Sandbox:
         self.name = name
 
     async def open(self, path: str, body: bytes, *, stream: bool, headers: Mapping[str, str]) -> SandboxReply:
-        """Answer a chat completion."""
+        """Answer a chat completion, a legacy completion or a request for embeddings."""
         del headers
         request = json.loads(body)
-        if path != "/chat/completions":
-            return _failure(404, "The sandbox does not know this path.")
         model = str(request.get("model"))
+        if path == "/embeddings":
+            return _embeddings(request) if model == EMBEDDING_MODEL else _failure(404, "The sandbox has no such model.")
+        if path not in {"/chat/completions", "/completions"}:
+            return _failure(404, "The sandbox does not know this path.")
         kind, _, number = model.removeprefix("sandbox-").partition("-")
         if kind not in {"echo", "leaky", "words", "slow"} or (kind in {"words", "slow"}) != number.isdecimal():
             return _failure(404, "The sandbox has no such model.")
         pause_s = min(int(number), _MAX_PAUSE_MS) / 1e3 if kind == "slow" else 0.0
+        if path == "/completions":
+            return _completions(request, kind, int(number or 0), stream=stream, pause_s=pause_s)
         reply = _reply_to(request, kind, int(number or 0))
         usage = _usage(request, reply)
         base = {"id": "chatcmpl-sandbox", "created": int(time.time()), "model": model}
@@ -131,6 +144,73 @@ def _events(base: dict[str, Any], reply: dict[str, Any], usage: dict[str, int] |
     if usage is not None:
         yield b"data: " + _encode({**base, "choices": [], "usage": usage}) + b"\n\n"
     yield b"data: [DONE]\n\n"
+
+
+def _completions(request: dict[str, Any], kind: str, number: int, *, stream: bool, pause_s: float) -> SandboxReply:
+    """A choice for each prompt and each of its `n` samples; with `echo` the prompt stands before its answer."""
+    prompts = [_prompt(prompt) for prompt in _inputs(request.get("prompt"))]
+    texts: list[str] = []
+    for prompt in prompts:
+        reply = _reply_to({"messages": [{"role": "user", "content": prompt}]}, kind, number)
+        written = (prompt if request.get("echo") else "") + str(reply["content"])
+        texts += [written] * (request.get("n") or 1)
+    asked, told = (sum(len(text.split()) for text in group) for group in (prompts, texts))
+    usage = {"prompt_tokens": asked, "completion_tokens": told, "total_tokens": asked + told}
+    base = {"id": "cmpl-sandbox", "object": "text_completion", "created": int(time.time())}
+    base |= {"model": str(request.get("model")), "system_fingerprint": _FINGERPRINT}
+
+    def choice(index: int, text: str, reason: str | None) -> dict[str, Any]:
+        return {"text": text, "index": index, "logprobs": None, "finish_reason": reason}
+
+    if not stream:
+        choices = [choice(index, text, "stop") for index, text in enumerate(texts)]
+        return SandboxReply(200, "application/json", iter((_encode({**base, "choices": choices, "usage": usage}),)))
+
+    def events() -> Iterator[bytes]:
+        for index, text in enumerate(texts):
+            for piece in (*_CHUNK.findall(text), None):
+                one = choice(index, piece or "", "stop" if piece is None else None)
+                yield b"data: " + _encode({**base, "choices": [one]}) + b"\n\n"
+        if (request.get("stream_options") or {}).get("include_usage") is True:
+            yield b"data: " + _encode({**base, "choices": [], "usage": usage}) + b"\n\n"
+        yield b"data: [DONE]\n\n"
+
+    return SandboxReply(200, "text/event-stream", events(), pause_s)
+
+
+def _embeddings(request: dict[str, Any]) -> SandboxReply:
+    inputs = _inputs(request.get("input"))
+    size = min(request.get("dimensions") or _DIMENSIONS, _MAX_DIMENSIONS)
+    data: list[dict[str, Any]] = []
+    for index, item in enumerate(inputs):
+        vector: Any = _vector(json.dumps(item), size)
+        if request.get("encoding_format") == "base64":
+            vector = base64.b64encode(struct.pack(f"<{size}f", *vector)).decode()
+        data.append({"object": "embedding", "index": index, "embedding": vector})
+    tokens = sum(len(_prompt(item).split()) if isinstance(item, str) else len(item) for item in inputs)
+    usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+    document = {"object": "list", "data": data, "model": EMBEDDING_MODEL, "usage": usage}
+    return SandboxReply(200, "application/json", iter((_encode(document),)))
+
+
+def _vector(text: str, size: int) -> list[float]:
+    """`size` numbers from the text's hash, of Euclidean length 1."""
+    raw = hashlib.shake_256(text.encode("utf-8", "replace")).digest(4 * size)
+    numbers = [number / 2**31 - 1.0 for number in struct.unpack(f"<{size}I", raw)]
+    length = math.sqrt(sum(number * number for number in numbers)) or 1.0
+    return [number / length for number in numbers]
+
+
+def _inputs(value: Any) -> list[Any]:
+    """One for each text: strings, or lists of token ids."""
+    if value is None:
+        return [""]
+    single = isinstance(value, str) or (isinstance(value, list) and value and isinstance(value[0], int))
+    return [value] if single else list(value)
+
+
+def _prompt(item: Any) -> str:
+    return item if isinstance(item, str) else f"{len(item)} tokens"
 
 
 def _reason(reply: dict[str, Any]) -> str:
