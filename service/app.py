@@ -13,7 +13,20 @@ from litestar.datastructures import State
 from litestar.exceptions import HTTPException
 from litestar.handlers import asgi
 
-from service.api import chat, health, messages, models, responses, responses_stored, scan
+from service.api import (
+    chat,
+    completions,
+    embeddings,
+    guardrail_litellm,
+    guardrail_llm_guard,
+    health,
+    messages,
+    models,
+    moderations,
+    responses,
+    responses_stored,
+    scan,
+)
 from service.api.asgi import Handler, check_origin, sign_answer
 from service.api.chat_reply import ChatWire
 from service.api.messages_reply import MessagesWire
@@ -66,14 +79,19 @@ def assemble(settings: Settings, parts: Parts) -> Litestar:
     create = responses.handler(gateway, server, open_mode=is_open)
     # Litestar knows no path parameters of plain ASGI handlers.
     mounts: dict[str, Handler] = {
+        models.PATH: models.handler(settings.providers, MODELS, gateway.providers, authenticate, check=check),
         responses_stored.PATH: responses_stored.handler(gateway, server, create, open_mode=is_open),
     }
     routes: dict[str, Handler] = {
         "/v1/chat/completions": chat.handler(gateway, server, open_mode=is_open),
         "/v1/messages": messages.handler(gateway, server, open_mode=is_open),
         "/v1/messages/count_tokens": messages.count_handler(gateway, server, open_mode=is_open),
+        "/v1/completions": completions.handler(gateway, server, open_mode=is_open),
+        "/v1/embeddings": embeddings.handler(gateway, server, open_mode=is_open),
+        "/v1/moderations": moderations.handler(gateway, server, open_mode=is_open),
         "/v1/scan": scan.handler(gateway, server, open_mode=is_open),
-        "/v1/models": models.handler(settings.providers, MODELS, authenticate, check=check),
+        guardrail_litellm.PATH: guardrail_litellm.handler(gateway, server, open_mode=is_open),
+        **guardrail_llm_guard.handlers(gateway, server, open_mode=is_open),
         "/health/live": health.live(),
         "/health/ready": health.ready(parts.facts, parts.checks),
     }
@@ -137,6 +155,13 @@ def create_app(settings: Settings) -> Litestar:
 
     Raises ConfigError and ArtifactError here, or where the server starts it (the database is opened there).
     """
+    return assemble(settings, connect(settings))
+
+
+def connect(settings: Settings) -> Parts:
+    """All parts of the service, as they are configured; also for an application that judges in its own process
+    (`service.middleware`), and runs `start` and `stop` itself. Raises as `create_app` does.
+    """
     root = load_root(settings.folder)
     digest = root.digest("audit")
     store = Store(database_path(settings))
@@ -183,7 +208,7 @@ def create_app(settings: Settings) -> Litestar:
         counter.close()
         await store.close()
 
-    parts = Parts(
+    return Parts(
         gateway=gateway,
         exposition=metrics.exposition,
         facts=facts,
@@ -191,7 +216,6 @@ def create_app(settings: Settings) -> Litestar:
         start=[start],
         stop=[stop],
     )
-    return assemble(settings, parts)
 
 
 class _Model:

@@ -12,6 +12,7 @@ from time import perf_counter
 from typing import Any
 
 import structlog
+from msgspec.structs import replace
 
 from service.answer import Answer, block_error
 from service.errors import (
@@ -22,14 +23,17 @@ from service.errors import (
     to_wire,
 )
 from service.firewall.prompt import Prompt
-from service.firewall.verdict import Verdict, decide
+from service.firewall.verdict import Verdict
 from service.interfaces import (
     AuditSink,
     Call,
+    Caller,
     CallerLeft,
     Digest,
     Exchange,
     IssuedIds,
+    Judged,
+    Piece,
     PromptGuard,
     Provider,
     Reply,
@@ -39,6 +43,7 @@ from service.interfaces import (
 )
 from service.ledger import Ledger, log_unexpected
 from service.records.audit import AuditRow
+from service.release import Release
 from service.tenancy.issued import Origin
 
 CLIENT_LEFT = 499
@@ -82,8 +87,11 @@ class Gateway:
         request = _Request(self, exchange)
         await request.run(request.answer())
 
-    async def scan(self, exchange: Exchange, write: Callable[[Call, list[Verdict]], bytes]) -> None:
-        """Judge without forwarding. `write` makes the answer's body of one verdict for each of `prompts_of(call)`."""
+    async def scan(self, exchange: Exchange, write: Callable[[Call, Judged], bytes]) -> None:
+        """Judge without forwarding: the texts of a prompt, a reply that the caller has, or both.
+
+        `write` makes the answer's body; `Judged.prompts` has one verdict for each of `prompts_of(call)`.
+        """
         request = _Request(self, exchange)
         await request.run(request.scan(write))
 
@@ -91,7 +99,7 @@ class Gateway:
 def prompts_of(call: Call) -> list[Prompt]:
     """The texts of a scan: the messages of a conversation are one prompt, texts outside of any are one each."""
     prompt = call.prompt
-    if any(segment.message >= 0 for segment in prompt.segments):
+    if prompt.unscannable or any(segment.message >= 0 for segment in prompt.segments):
         return [prompt]
     return [Prompt(call.model, (segment,)) for segment in prompt.segments]
 
@@ -167,7 +175,9 @@ class _Request:
         provider = await self._provider(caller.tenant, call)
         caller.authorise((segment.role, segment.pointer) for segment in call.prompt.segments)
         texts = [segment.text for segment in call.prompt.segments]
-        reserved = await gateway.tenancy.reserve(caller, call.model, texts, call.max_output_tokens, call.choices)
+        reserved = await gateway.tenancy.reserve(
+            caller, call.model, texts, call.max_output_tokens, call.choices, call.token_ids
+        )
         self._ledger.reservation = reserved
         body = call.body
         if reserved.max_output_tokens is not None:
@@ -218,28 +228,41 @@ class _Request:
             raise _not_issued(pointer)
         return origin
 
-    async def scan(self, write: Callable[[Call, list[Verdict]], bytes]) -> None:
+    async def scan(self, write: Callable[[Call, Judged], bytes]) -> None:
         """Admit, judge, settle, record."""
         caller = self._ledger.caller = await self._gateway.tenancy.authenticate(self._exchange.credential)
         call = self._ledger.call = await self._exchange.receive()
         texts = [segment.text for segment in call.prompt.segments]
+        texts += [text for _, text in call.reply.texts] if call.reply else ()
         self._ledger.reservation = await self._gateway.tenancy.reserve(caller, call.model, texts, 0)
-        if self._gateway.prompts is None:
+        prompts, verdicts = prompts_of(call), list[Verdict]()
+        if self._gateway.prompts is None and (prompts or call.reply is None):
             raise GuardFailed("Detection is switched off (detection.enabled).")
         begun = perf_counter()
-        prompts, verdicts = prompts_of(call), list[Verdict]()
         for at in range(0, len(prompts), _AT_ONCE):
             verdicts += await asyncio.gather(*map(self._judge_prompt, prompts[at : at + _AT_ONCE]))
         self._ledger.judge_s = perf_counter() - begun
-        self._ledger.prompt_verdict = decide(
-            (finding for verdict in verdicts for finding in verdict.findings),
-            dict.fromkeys(name for verdict in verdicts for name in verdict.unjudged),
-        )
+        judged = Judged(prompts=tuple(verdicts))
+        self._ledger.prompt_verdict = judged.verdict
+        if call.reply is not None:
+            judged = replace(judged, **await self._judge_reply(caller, call, call.reply))
         self._ledger.status = 200
+        body = write(call, judged)
         await self._ledger.close()
-        headers = [("content-type", "application/json"), *self._answer.own_headers(self._ledger.prompt_verdict.action)]
+        headers = [("content-type", "application/json"), *self._answer.own_headers(judged.verdict.action)]
         await self._exchange.start(200, headers)
-        await self._exchange.end(write(call, verdicts))
+        await self._exchange.end(body)
+
+    async def _judge_reply(self, caller: Caller, call: Call, reply: Piece) -> dict[str, Any]:
+        """The same way as a provider's whole reply goes, and its members of `Judged`."""
+        judge = self._ledger.judge = await self._gateway.replies.open(caller.tenant, call.system_texts, call.user_texts)
+        release = Release(judge, self._exchange.wire)
+        await release.take(reply, last=True)
+        await release.finish()
+        released = release.cleared()
+        self._ledger.reply_judge_s = release.judge_s
+        self._ledger.reply_verdict = release.verdict
+        return {"reply": release.verdict, "released": b"" if release.blocked else released}
 
     async def _judge_prompt(self, prompt: Prompt) -> Verdict:
         guard = self._gateway.prompts

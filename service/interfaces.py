@@ -13,7 +13,7 @@ import msgspec
 
 from service.errors import WireError
 from service.firewall.prompt import Prompt
-from service.firewall.verdict import Verdict
+from service.firewall.verdict import Verdict, decide
 from service.records.audit import AuditRow
 from service.tenancy.issued import Origin
 
@@ -32,7 +32,8 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     """One parsed request.
 
     `body` is what the caller sent, byte for byte. `max_output_tokens` counts all `choices` together, None where the
-    caller set no bound. `unknown_fields` are members that this protocol does not know.
+    caller set no bound. `token_ids` is how many of the prompt's tokens came as ids. `unknown_fields` are members that
+    this protocol does not know. `reply` is a reply that the caller has and wants judged, no model called.
 
     `references` must have been issued to the caller's tenant by the provider that is asked. `echoes` are strings of the
     request that replies of this protocol repeat beside the model's output. `deferred`: the model goes on working after
@@ -49,7 +50,9 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     user_texts: tuple[str, ...] = ()
     max_output_tokens: int | None = None
     choices: int = 1
+    token_ids: int = 0
     unknown_fields: tuple[str, ...] = ()
+    reply: Piece | None = None
     references: tuple[Reference, ...] = ()
     echoes: frozenset[str] = frozenset()
     deferred: bool = False
@@ -89,6 +92,25 @@ class Piece(msgspec.Struct, frozen=True, kw_only=True):
     ended: tuple[str, ...] = ()
     number: int | None = None
     issued: tuple[str, ...] = ()
+
+
+class Judged(msgspec.Struct, frozen=True, kw_only=True):
+    """What was found in texts that are not forwarded: a verdict for each prompt, the reply's, and what of the reply may
+    be sent (`Piece.raw` or `Wire.rewrite`), nothing where it is blocked.
+    """
+
+    prompts: tuple[Verdict, ...] = ()
+    reply: Verdict = Verdict()
+    released: bytes = b""
+
+    @property
+    def verdict(self) -> Verdict:
+        """Over all of them."""
+        verdicts = (*self.prompts, self.reply)
+        return decide(
+            (finding for verdict in verdicts for finding in verdict.findings),
+            dict.fromkeys(name for verdict in verdicts for name in verdict.unjudged),
+        )
 
 
 class StreamReader(Protocol):
@@ -214,15 +236,25 @@ class Tenancy(Protocol):
         """Raises Unauthenticated."""
 
     async def reserve(
-        self, caller: Caller, model: str, texts: Sequence[str], output_tokens: int | None, choices: int = 1
+        self,
+        caller: Caller,
+        model: str,
+        texts: Sequence[str],
+        output_tokens: int | None,
+        choices: int = 1,
+        token_ids: int = 0,
     ) -> Reservation:
         """Count the texts and set them and the longest reply aside. Raises LimitExceeded, ContextLengthExceeded.
 
-        `output_tokens` bounds all choices together; None where the caller set no bound.
+        `output_tokens` bounds all choices together; None where the caller set no bound. `token_ids` of the prompt's
+        tokens came as ids.
         """
 
     async def count(self, model: str, texts: Sequence[str]) -> int:
         """Tokens of the texts."""
+
+    def decode(self, model: str, ids: Sequence[int]) -> tuple[str, bool] | None:
+        """The text of token ids and whether it is all of them; None where the model's encoding is not known."""
 
     async def settle(self, reservation: Reservation, prompt_tokens: int, completion_tokens: int) -> None:
         """Replace the reservation by what was used."""
@@ -300,8 +332,10 @@ class Provider(Protocol):
 class Router(Protocol):
     """Chooses the provider of a model."""
 
-    def choose(self, model: str, protocol: str) -> Provider:
-        """One that speaks the protocol (`Wire.name`). Raises NotFound, and MalformedRequest where none speaks it."""
+    def choose(self, model: str, protocol: str | None) -> Provider:
+        """One that speaks the protocol (`Wire.name`), with None any. Raises NotFound, and MalformedRequest where
+        none speaks it.
+        """
 
     def named(self, name: str) -> Provider:
         """The provider of this name. Raises NotFound."""

@@ -94,7 +94,7 @@ class Reading(RequestTexts):
             if name == "role" or (name in _MESSAGE_FIELDS and value is None):
                 continue
             if name == "content":
-                self._content(value, place, role, index)
+                self.content(value, place, role, index)
             elif name == "tool_calls":
                 self._tool_calls(value, place, index)
             elif name == "function_call":
@@ -108,7 +108,8 @@ class Reading(RequestTexts):
             elif not is_identifier(string(value, place)):
                 self.text(value, place, "document", index)
 
-    def _content(self, content: Any, path: Path, role: Role, message: int) -> None:
+    def content(self, content: Any, path: Path, role: Role, message: int) -> None:
+        """A message's content: a string or a list of parts. Raises MalformedRequest."""
         if isinstance(content, str):
             self.text(content, path, role, message)
             return

@@ -70,10 +70,15 @@ def read_object(body: bytes) -> dict[str, Any]:
     return request
 
 
+def is_model_name(name: str) -> bool:
+    """Whether it may stand in the record as the name of a model."""
+    return _MODEL.fullmatch(name) is not None
+
+
 def model_of(request: Mapping[str, Any]) -> str:
     """The model that is asked for. Raises MalformedRequest."""
     model = request.get("model")
-    if not isinstance(model, str) or not _MODEL.fullmatch(model):
+    if not isinstance(model, str) or not is_model_name(model):
         raise malformed("/model", "a model name")
     return model
 

@@ -14,15 +14,17 @@ from service.api.chat_reply import ChatWire
 from service.api.strict_json import pointer
 from service.errors import PayloadTooLarge
 from service.firewall.prompt import ROLES, Prompt, Segment
-from service.firewall.verdict import Finding, Verdict, decide
+from service.firewall.verdict import Finding, decide
 from service.gateway import Gateway
-from service.interfaces import Call
+from service.interfaces import Call, Judged
 from service.settings import Server
 
 _MEMBERS = frozenset({"messages", "texts", "role", "tools"})
 
 
-class _ScanWire(ChatWire):
+class ScanWire(ChatWire):
+    """Its errors are those of all of OpenAI's routes."""
+
     name = "scan"
     path = ""
 
@@ -31,9 +33,9 @@ def handler(gateway: Gateway, server: Server, *, open_mode: bool) -> Handler:
     """`POST /v1/scan` `{"messages": […]}` or `{"texts": […], "role"}`."""
 
     async def serve(exchange: HttpExchange) -> None:
-        await gateway.scan(exchange, lambda call, verdicts: write_verdicts(exchange.request_id, call, verdicts))
+        await gateway.scan(exchange, lambda call, judged: write_verdicts(exchange.request_id, call, judged))
 
-    return endpoint(_ScanWire(), parse_scan, serve, server, open_mode=open_mode)
+    return endpoint(ScanWire(), parse_scan, serve, server, open_mode=open_mode)
 
 
 def parse_scan(body: bytes, server: Server) -> Call:
@@ -72,10 +74,10 @@ def _texts(request: dict[str, Any], max_texts: int) -> list[Segment]:
     return [Segment(text, role, pointer("texts", index)) for index, text in enumerate(texts)]
 
 
-def write_verdicts(request_id: str, call: Call, verdicts: list[Verdict]) -> bytes:
+def write_verdicts(request_id: str, call: Call, judged: Judged) -> bytes:
     """The answer: the action over all, and one result for each message or text, in their order."""
-    findings = [finding for verdict in verdicts for finding in verdict.findings]
-    unjudged = list(dict.fromkeys(name for verdict in verdicts for name in verdict.unjudged))
+    verdict = judged.verdict
+    findings = verdict.findings
     places = _places(call)
     by_place: dict[str, list[Finding]] = {place: [] for place in places}
     for finding in findings:
@@ -86,7 +88,7 @@ def write_verdicts(request_id: str, call: Call, verdicts: list[Verdict]) -> byte
         {
             "request_id": request_id,
             **_outcome(findings),
-            "unjudged": unjudged,
+            "unjudged": verdict.unjudged,
             "results": [{"index": index, **result} for index, result in enumerate(results)],
         }
     )

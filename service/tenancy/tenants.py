@@ -76,17 +76,24 @@ class Tenants:
         return KeyCaller(key.tenant, key.id, tuple(key.roles))
 
     async def reserve(
-        self, caller: _Named, model: str, texts: Sequence[str], output_tokens: int | None, choices: int = 1
+        self,
+        caller: _Named,
+        model: str,
+        texts: Sequence[str],
+        output_tokens: int | None,
+        choices: int = 1,
+        token_ids: int = 0,
     ) -> TokenReservation:
         """Count the texts and set them and the longest possible reply aside. Raises LimitExceeded.
 
         `output_tokens` is the caller's own bound over all `choices`, None where it set none, 0 where nothing is
-        generated.
+        generated. `token_ids` of the prompt's tokens came as ids: their texts may count as fewer, or not be known.
         """
         limits = self.limits(caller.tenant)
         prompt = await self._counter.count(model, texts)
         if texts:
             prompt += TOKENS_PER_TEXT * len(texts) + TOKENS_PER_PROMPT
+        prompt = max(prompt, token_ids)
         output, clamp = _output(limits, prompt, output_tokens, choices)
         reservation_id = uuid.uuid4().hex
         headers = self._quota.reserve(reservation_id, caller.tenant, limits, prompt + output)
@@ -95,6 +102,10 @@ class Tenants:
     async def count(self, model: str, texts: Sequence[str]) -> int:
         """Tokens of the texts, nothing added."""
         return await self._counter.count(model, texts)
+
+    def decode(self, model: str, ids: Sequence[int]) -> tuple[str, bool] | None:
+        """The text of token ids and whether it is all of them; None where the model's encoding is not known."""
+        return self._counter.decode(model, ids)
 
     async def settle(self, reservation: object, prompt_tokens: int, completion_tokens: int) -> None:
         """Replace a reservation of `reserve` by what was used. Settling it a second time changes nothing."""

@@ -57,6 +57,9 @@ _RECIPES = {
     ),
 }
 
+# Encodings whose ordinary tokens are those of another.
+_SAME_TOKENS = {"o200k_harmony": "o200k_base"}
+
 BLOCK_CHARS = 65_536
 
 INLINE_CHARS = 2_000
@@ -152,6 +155,22 @@ class TokenCounter:
     def count_now(self, model: str, texts: Sequence[str]) -> int:
         """As `count`, in this thread, however long it takes."""
         return _count(self._encoding(encoding_name(model)), texts)
+
+    def decode(self, model: str, ids: Sequence[int]) -> tuple[str, bool] | None:
+        """The text of token ids (none negative), and whether it is all of them: special and unknown ones are left out.
+
+        None where tiktoken does not know the model's encoding, or it is not one of those built here.
+        """
+        try:
+            name: str = encoding_name_for_model(model.rpartition("/")[2])
+        except KeyError:
+            return None
+        name = _SAME_TOKENS.get(name, name)
+        if name not in _RECIPES:
+            return None
+        encoding = self._encoding(name)
+        known = [number for number in ids if number <= encoding.max_token_value]
+        return encoding.decode_bytes(known).decode("utf-8", "replace"), len(known) == len(ids)
 
     def close(self) -> None:
         """Let the threads go."""

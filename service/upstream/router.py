@@ -30,16 +30,16 @@ class GlobRouter(Generic[P]):
             for glob in entry.models
         ]
 
-    def choose(self, model: str, protocol: str) -> P:
-        """The provider of this model for a protocol such as `openai.chat`.
+    def choose(self, model: str, protocol: str | None) -> P:
+        """The provider of this model for a protocol such as `openai.chat`, with None for any.
 
         Raises NotFound, and MalformedRequest where the model's providers speak another family's protocols only.
         """
-        asked = protocol.partition(".")[0]
+        asked = protocol.partition(".")[0] if protocol is not None else None
         spoken: tuple[str, ...] = ()
         for pattern, families, provider in self._rules:
             if pattern.match(model):
-                if asked in families:
+                if asked is None or asked in families:
                     return provider
                 spoken = spoken or families
         if spoken:

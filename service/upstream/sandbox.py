@@ -5,9 +5,10 @@
 - `sandbox-words-N` writes N words.
 - `sandbox-slow-MS` echoes with a pause of MS milliseconds before each chunk.
 
-It speaks chat completions, Responses (`sandbox_responses`), and Messages and their counting (`sandbox_messages`). Where
-tools are offered and the last user message is `call <name> <json>`, any of them answers with that tool call.
-Every reply says `sandbox` in its `system_fingerprint`, its `metadata` or its `id`.
+It speaks chat completions, legacy completions (as if the prompt were the last user message), Responses
+(`sandbox_responses`), and Messages and their counting (`sandbox_messages`). Where tools are offered and the last user
+message is `call <name> <json>`, any of them answers with that tool call. `sandbox-embedding` makes vectors
+(`sandbox_embeddings`). Every reply says `sandbox` in its `system_fingerprint`, `metadata`, `id` or model's name.
 """
 
 from __future__ import annotations
@@ -20,13 +21,16 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 from typing import Any
 
 from service.upstream import sandbox_messages, sandbox_responses
+from service.upstream.sandbox_embeddings import EMBEDDING_MODEL, embeddings_of, inputs_of, words_of
 from service.upstream.sandbox_responses import KeptResponses
 
 Count = Callable[[str, Sequence[str]], Awaitable[int]]
 """How many tokens these texts have for that model."""
 
-MODELS = ("sandbox-echo", "sandbox-leaky", "sandbox-words-100", "sandbox-slow-100")
+MODELS = ("sandbox-echo", "sandbox-leaky", "sandbox-words-100", "sandbox-slow-100", EMBEDDING_MODEL)
 
+_PATHS = frozenset({"/chat/completions", "/completions", "/embeddings", "/responses"})
+_KINDS = frozenset({"echo", "leaky", "words", "slow"})
 _FINGERPRINT = "sandbox: rules, not a model"
 _ASKS_FOR_PROMPT = re.compile(
     r"\b(system|hidden|initial|developer)[ -]?(prompt|message|instructions?)\b|\byour (instructions|prompt|rules)\b"
@@ -78,18 +82,23 @@ class Sandbox:
         if path.startswith("/responses/"):
             return self._about_kept(method, path, stream=stream)
         is_messages = path in sandbox_messages.PATHS
-        if path not in {"/chat/completions", "/responses"} and not is_messages:
+        if path not in _PATHS and not is_messages:
             return _failure(404, "The sandbox does not know this path.")
         request = json.loads(body)
         model = str(request.get("model"))
+        if path == "/embeddings" and model == EMBEDDING_MODEL:
+            return SandboxReply(200, "application/json", iter((_encode(embeddings_of(request)),)))
         kind, _, number = model.removeprefix("sandbox-").partition("-")
-        if kind not in {"echo", "leaky", "words", "slow"} or (kind in {"words", "slow"}) != number.isdecimal():
+        numbered = kind in {"words", "slow"}
+        if path == "/embeddings" or kind not in _KINDS or numbered != number.isdecimal():
             return _failure(404, "The sandbox has no such model.", is_messages=is_messages)
         pause_s = min(int(number), _MAX_PAUSE_MS) / 1e3 if kind == "slow" else 0.0
         if is_messages:
             return await self._message(path, request, (model, kind, int(number or 0)), pause_s, stream=stream)
         if path == "/responses":
             return self._response(request, kind, int(number or 0), pause_s, stream=stream)
+        if path == "/completions":
+            return _completions(request, kind, int(number or 0), pause_s, stream=stream)
         reply = _reply_to(request, kind, int(number or 0))
         usage = _usage(request, reply)
         base = {"id": "chatcmpl-sandbox", "created": int(time.time()), "model": model}
@@ -202,6 +211,38 @@ def _events(base: dict[str, Any], reply: dict[str, Any], usage: dict[str, int] |
     if usage is not None:
         yield b"data: " + _encode({**base, "choices": [], "usage": usage}) + b"\n\n"
     yield b"data: [DONE]\n\n"
+
+
+def _completions(request: dict[str, Any], kind: str, number: int, pause_s: float, *, stream: bool) -> SandboxReply:
+    """A choice for each prompt and each of its `n` samples; with `echo` the prompt stands before its answer."""
+    prompts = [words_of(prompt) for prompt in inputs_of(request.get("prompt"))]
+    texts: list[str] = []
+    for prompt in prompts:
+        reply = _reply_to({"messages": [{"role": "user", "content": prompt}]}, kind, number)
+        written = (prompt if request.get("echo") else "") + str(reply["content"])
+        texts += [written] * (request.get("n") or 1)
+    asked, told = (sum(len(text.split()) for text in group) for group in (prompts, texts))
+    usage = {"prompt_tokens": asked, "completion_tokens": told, "total_tokens": asked + told}
+    base = {"id": "cmpl-sandbox", "object": "text_completion", "created": int(time.time())}
+    base |= {"model": str(request.get("model")), "system_fingerprint": _FINGERPRINT}
+
+    def choice(index: int, text: str, reason: str | None) -> dict[str, Any]:
+        return {"text": text, "index": index, "logprobs": None, "finish_reason": reason}
+
+    if not stream:
+        choices = [choice(index, text, "stop") for index, text in enumerate(texts)]
+        return SandboxReply(200, "application/json", iter((_encode({**base, "choices": choices, "usage": usage}),)))
+
+    def events() -> Iterator[bytes]:
+        for index, text in enumerate(texts):
+            for piece in (*_CHUNK.findall(text), None):
+                one = choice(index, piece or "", "stop" if piece is None else None)
+                yield b"data: " + _encode({**base, "choices": [one]}) + b"\n\n"
+        if (request.get("stream_options") or {}).get("include_usage") is True:
+            yield b"data: " + _encode({**base, "choices": [], "usage": usage}) + b"\n\n"
+        yield b"data: [DONE]\n\n"
+
+    return SandboxReply(200, "text/event-stream", events(), pause_s)
 
 
 def _reason(reply: dict[str, Any]) -> str:

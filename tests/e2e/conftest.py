@@ -61,6 +61,9 @@ class Tenancy:
     async def count(self, model: str, texts: Sequence[str]) -> int:
         return sum(len(text.split()) for text in texts)
 
+    def decode(self, model: str, ids: Sequence[int]) -> None:
+        return None
+
     async def settle(self, reservation: Any, prompt_tokens: int, completion_tokens: int) -> None:
         self.settled.append((prompt_tokens, completion_tokens))
 

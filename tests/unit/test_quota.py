@@ -209,6 +209,13 @@ async def test_over_the_limit_every_choice_is_clamped_and_all_choices_are_reserv
     assert dict(reservation.headers)["x-ratelimit-remaining-tokens"] == "850"
 
 
+async def test_tokens_sent_as_ids_are_reserved_even_where_their_text_is_not_known(clock):
+    made = tenants(Limits(tokens_per_minute=1_000), clock)
+    reservation = await made.reserve(KeyCaller("default"), "m", [], 0, 1, 300)
+    assert reservation.prompt_tokens == 300
+    assert dict(reservation.headers)["x-ratelimit-remaining-tokens"] == "700"
+
+
 async def test_where_tokens_are_limited_a_reply_without_a_bound_gets_one(clock):
     made = tenants(Limits(tokens_per_day=1_000_000), clock)
     assert (await made.reserve(KeyCaller("default"), "m", [], None)).max_output_tokens == DEFAULT_OUTPUT_TOKENS

@@ -26,9 +26,11 @@ ROUTER = GlobRouter(PROVIDERS, {provider.name: provider.name for provider in PRO
         ("both-1", "anthropic.messages", "claude"),
         ("sandbox-echo", "openai.chat", "sandbox"),
         ("sandbox-echo", "anthropic.messages", "sandbox"),
+        ("claude-1", None, "claude"),
+        ("both-1", None, "claude"),
     ],
 )
-def test_the_first_that_matches_and_speaks_the_protocol_is_chosen(model: str, protocol: str, name: str) -> None:
+def test_the_first_that_matches_and_speaks_the_protocol_is_chosen(model: str, protocol: str | None, name: str) -> None:
     assert ROUTER.choose(model, protocol) == name
 
 
