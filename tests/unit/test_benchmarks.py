@@ -154,6 +154,14 @@ def _figures() -> dict[str, dict[str, Any]]:
             },
             "goal": {"ms": 50.0, "highest_ms": 61.5, "met": False},
         },
+        "credentials": {
+            "formats": {"a token": family["stopped"], "a key": {**family["stopped"], "value": 0.5}},
+            "found": family["stopped"],
+            "false_alarms": {"replies": family["stopped"]},
+            "addresses": {"replies": {"reported": family["stopped"], "acted_on": family["stopped"]}},
+            "chunk_us": _ms(9.0),
+            "chunk_chars": 200,
+        },
         "leakage": {"modes": {"exact": mode}, "cost": {"exact": cost}, "cases": 6},
     }
 
