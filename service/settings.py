@@ -23,6 +23,8 @@ PositiveSeconds = Annotated[float, Meta(gt=0)]
 Rate = Annotated[float, Meta(gt=0, lt=1)]
 Effect = Literal["block", "flag", "allow"]
 OnError = Literal["block", "allow"]
+LeakEffect = Literal["block", "redact", "flag", "allow"]
+Host = Annotated[str, Meta(pattern=r"^(\*\.)?[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*$")]
 
 
 class _Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -102,10 +104,15 @@ class Detection(_Strict, frozen=True, kw_only=True):
 
 
 class Leakage(_Strict, frozen=True, kw_only=True):
-    """How replies are judged."""
+    """How replies are judged. `credentials` and `exfiltration` have actions of their own; `allowed_hosts` are those
+    that an address in a reply may name whatever it holds, `*.example.com` for all below one.
+    """
 
     stream: Literal["exact", "sentence", "buffer"] = "sentence"
     action: Literal["block", "redact", "flag"] = "block"
+    credentials: LeakEffect = "redact"
+    exfiltration: LeakEffect = "flag"
+    allowed_hosts: tuple[Host, ...] = ()
     on_error: OnError = "block"
 
 

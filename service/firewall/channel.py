@@ -5,7 +5,9 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 
+from service.firewall.credentials import CredentialScanner
 from service.firewall.encoded_runs import EncodedRuns
+from service.firewall.exfiltration import ExfiltrationScanner
 from service.firewall.ngrams import RunTracker, Token, WordReader
 from service.firewall.patterns import LETTERS, VISIBLE, PatternTracker, Projector
 from service.firewall.protected import RequestProtection
@@ -19,7 +21,14 @@ _TRIM = 256
 class Channel:
     """What is kept of one channel: the text from `base`, the matchers' states, the redacted ranges."""
 
-    def __init__(self, name: str, protection: RequestProtection, by_sentence: bool) -> None:
+    def __init__(
+        self,
+        name: str,
+        protection: RequestProtection,
+        by_sentence: bool,
+        credentials: CredentialScanner | None = None,
+        exfiltration: ExfiltrationScanner | None = None,
+    ) -> None:
         self.name = name
         self.base = 0
         self.end = 0
@@ -39,6 +48,9 @@ class Channel:
         self.words = WordReader() if self.runs or by_sentence else None
         self.sentences = SentenceSplitter()
         self.tokens: list[Token] = []
+        self.credentials = credentials
+        self.exfiltration = exfiltration
+        self.carrying = False  # an address that goes on was found to carry something
         self._parts: list[str] = []
 
     def append(self, text: str) -> None:
@@ -56,7 +68,7 @@ class Channel:
         return self._parts[0] if self._parts else ""
 
     def held(self) -> int:
-        """The start of the earliest text that can still become part of a match; `end` where there is none."""
+        """The start of the earliest text that can still become part of a protected one; `end` where there is none."""
         if self.ended:
             return self.end
         held = self.end

@@ -14,7 +14,10 @@ from typing import Protocol
 import msgspec
 
 from service.errors import GuardFailed, UnavailableError
+from service.firewall import credentials
 from service.firewall.channel import Channel
+from service.firewall.credentials import CredentialScanner
+from service.firewall.exfiltration import ACTS, REPORTED, Conversation, ExfiltrationScanner, Hosts, Seen, weigh
 from service.firewall.ngrams import Token
 from service.firewall.patterns import MIN_PATTERN
 from service.firewall.protected import RequestProtection
@@ -32,16 +35,18 @@ _DATA = re.compile(r"[A-Za-z0-9+/=]{200,}")
 _STRIDE = 8_192
 # Longer user texts are folded in a thread, so that the event loop goes on.
 _INLINE_CHARS = 4_000
+_MAY_BE_ADDRESS = re.compile(r"[/\\]{2}|www\.|[^\x00-\x7f]", re.IGNORECASE)
 
 
 class _Match(msgspec.Struct, frozen=True):
-    """Protected text at [start, end) of a channel."""
+    """What must not leave at [start, end) of a channel. With `weak` it is only put on record."""
 
     category: Category
     start: int
     end: int
     detail: str
     score: float = 1.0
+    weak: bool = False
 
 
 def _encoded(name: str, start: int, end: int) -> _Match:
@@ -63,8 +68,9 @@ class ReplyJudge:
 
     With action `block` or `redact` not one character of a match has been cleared when the match is found, however the
     text was cut. Once `blocked`, `cleared` stands still for every channel. With `flag` and stream `exact` or `sentence`
-    text is cleared as it is fed. `feed` and `finish` raise UnavailableError where the guard cannot judge and its
-    `on_error` is "block"; the judge is blocked then as well, and its verdict names the guard in `unjudged`.
+    text is cleared as it is fed. Protected texts, credentials and addresses each have their action. `feed` and `finish`
+    raise UnavailableError where the guard cannot judge and its `on_error` is "block"; the judge is blocked then as
+    well, and its verdict names the guard in `unjudged`.
 
     Only text that is not rendered yet, or may still be part of a match, is kept: `render` is to be called with
     ascending ranges that do not overlap, each at most once.
@@ -78,7 +84,14 @@ class ReplyJudge:
         closeness: Closeness | None = None,
     ) -> None:
         self._protection = protection
-        self._action: Action = settings.action
+        self._actions: dict[Category, Action] = {
+            "leak.secret": settings.action,
+            "leak.prompt": settings.action,
+            "leak.credential": settings.credentials,
+            "leak.exfiltration": settings.exfiltration,
+        }
+        self._hosts = Hosts(settings.allowed_hosts)
+        self._conversation = Conversation(protection.prompts, protection.user_texts)
         self._fails_closed = settings.on_error == "block"
         self._buffers = settings.stream == "buffer"
         self._digest = digest
@@ -112,6 +125,7 @@ class ReplyJudge:
             return
         try:
             await self._judge(state, self._end(state))
+            await self._judge_scanned(state, self._scan(state, None))
             await self._judge_sentences([(state, state.sentences.pop())])
         except Exception as error:
             self._failed(state, error)
@@ -121,11 +135,14 @@ class ReplyJudge:
         for start in range(0, len(text), _STRIDE):
             if start:
                 await asyncio.sleep(0)
+            part = text[start : start + _STRIDE]
             try:
-                found = self._take(state, text[start : start + _STRIDE])
+                found, seen = self._take(state, part), self._scan(state, part)
                 if last and start + _STRIDE >= len(text):
                     found += self._end(state)
+                    seen += self._scan(state, None)
                 await self._judge(state, found)
+                await self._judge_scanned(state, seen)
                 if not last:
                     await self._judge_sentences([(state, state.sentences.pop())])
             except Exception as error:
@@ -143,9 +160,9 @@ class ReplyJudge:
             return ""
         if len(text) < MIN_PATTERN and text.isascii():
             return text
-        if self._protection.clears(text, by_meaning=self._by_sentence):
+        if self._protection.clears(text, by_meaning=self._by_sentence) and not self._suspects(text):
             return text
-        state = Channel(channel, self._protection, self._by_sentence)
+        state = self._open(channel)
         await self._read(state, text, last=True)
         if not self._blocked:
             try:
@@ -165,6 +182,7 @@ class ReplyJudge:
             for state in self._channels.values():
                 if not state.ended:
                     await self._judge(state, self._end(state))
+                    await self._judge_scanned(state, self._scan(state, None))
             await self._judge_sentences([(state, state.sentences.pop()) for state in self._channels.values()])
         except Exception as error:
             self._failed(None, error)
@@ -207,8 +225,19 @@ class ReplyJudge:
     def _channel(self, name: str) -> Channel:
         state = self._channels.get(name)
         if state is None:
-            state = self._channels[name] = Channel(name, self._protection, self._by_sentence)
+            state = self._channels[name] = self._open(name)
         return state
+
+    def _open(self, name: str) -> Channel:
+        credential = CredentialScanner() if self._actions["leak.credential"] != "allow" else None
+        addresses = ExfiltrationScanner(self._hosts) if self._actions["leak.exfiltration"] != "allow" else None
+        return Channel(name, self._protection, self._by_sentence, credential, addresses)
+
+    def _suspects(self, text: str) -> bool:
+        """Whether a whole value needs to be looked at for credentials and addresses."""
+        return (self._actions["leak.credential"] != "allow" and credentials.may_hold(text)) or (
+            self._actions["leak.exfiltration"] != "allow" and _MAY_BE_ADDRESS.search(text) is not None
+        )
 
     def _take(self, state: Channel, text: str) -> list[_Match]:
         start = state.end
@@ -245,6 +274,42 @@ class ReplyJudge:
             for runs in state.runs
             for name, first, last in runs.feed(tokens)
         ]
+
+    def _scan(self, state: Channel, text: str | None) -> list[_Match | Seen]:
+        """What stands in the text that was just taken, or, with None, at the end of the channel."""
+        found: list[_Match | Seen] = []
+        if state.credentials is not None:
+            scanner = state.credentials
+            sights = scanner.finish() if text is None else scanner.feed(text, state.end - len(text))
+            found += [_Match("leak.credential", at.start, at.end, at.name, at.score) for at in sights]
+        if state.exfiltration is not None:
+            addresses = state.exfiltration
+            found += addresses.finish() if text is None else addresses.feed(text, state.end - len(text))
+        return found
+
+    async def _judge_scanned(self, state: Channel, found: list[_Match | Seen]) -> None:
+        for item in found:
+            match = await self._weigh(state, item) if isinstance(item, Seen) else item
+            if match is None:
+                continue
+            # What the caller typed tells him nothing; of a match that was found already, nothing more leaves.
+            begun = state.redacted(match.start, match.start + 1)
+            if begun or not self._typed(state.slice(match.start, match.end)):
+                self._found(state, match)
+
+    async def _weigh(self, state: Channel, seen: Seen) -> _Match | None:
+        if seen.kind != "hidden" and not seen.text:  # more of an address
+            return _Match("leak.exfiltration", seen.start, seen.end, "very long address") if state.carrying else None
+        if seen.kind != "hidden" and self._conversation.size > _INLINE_CHARS:
+            await asyncio.to_thread(lambda: self._conversation.grams)
+        score, detail = weigh(seen, self._conversation)
+        state.carrying = score >= ACTS
+        if score < REPORTED:
+            return None
+        return _Match("leak.exfiltration", seen.start, seen.end, detail, score, weak=score < ACTS)
+
+    def _typed(self, text: str) -> bool:
+        return any(text in typed for typed in self._protection.user_texts)
 
     async def _judge(self, state: Channel, found: list[_Match]) -> None:
         for match in found:
@@ -311,9 +376,8 @@ class ReplyJudge:
     def _found(self, state: Channel, match: _Match) -> None:
         start, end = match.start, match.end
         digest = self._digest(state.slice(start, end))
-        finding = Finding(
-            GUARD, match.category, match.score, self._action, state.name, start, end, digest, match.detail
-        )
+        action: Action = "flag" if match.weak else self._actions[match.category]
+        finding = Finding(GUARD, match.category, match.score, action, state.name, start, end, digest, match.detail)
         previous = self._findings[-1] if self._findings else None
         if (
             previous is not None
@@ -326,9 +390,9 @@ class ReplyJudge:
             )
         elif len(self._findings) < _MAX_FINDINGS:
             self._findings.append(finding)
-        if self._action == "block":
+        if action == "block":
             self._blocked = True
-        elif self._action == "redact":
+        elif action == "redact":
             state.redact(start, end)
 
     def _clear(self, state: Channel) -> None:
@@ -338,9 +402,18 @@ class ReplyJudge:
         if self._by_sentence:
             held = min(held, state.judged)
         state.keep = held
+        if self._actions["leak.secret"] == "flag":
+            held = state.end
+        scanners: list[tuple[Category, CredentialScanner | ExfiltrationScanner | None]] = [
+            ("leak.credential", state.credentials),
+            ("leak.exfiltration", state.exfiltration),
+        ]
+        for category, scanner in scanners:
+            if scanner is not None and scanner.held is not None:
+                state.keep = min(state.keep, scanner.held)
+                if self._actions[category] in ("block", "redact"):
+                    held = min(held, scanner.held)
         if self._buffers and not self._finished:
             return
-        if self._action == "flag":
-            held = state.end
         state.cleared = max(state.cleared, held)
         state.trim()

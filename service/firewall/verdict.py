@@ -9,7 +9,16 @@ import msgspec
 
 Action = Literal["allow", "flag", "redact", "block"]
 Category = Literal[
-    "injection", "jailbreak", "extraction", "leak.secret", "leak.prompt", "hidden_text", "unscannable", "oversize"
+    "injection",
+    "jailbreak",
+    "extraction",
+    "leak.secret",
+    "leak.prompt",
+    "leak.credential",
+    "leak.exfiltration",
+    "hidden_text",
+    "unscannable",
+    "oversize",
 ]
 
 _SEVERITY: dict[Action, int] = {"allow": 0, "flag": 1, "redact": 2, "block": 3}

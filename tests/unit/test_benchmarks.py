@@ -167,6 +167,14 @@ def _figures() -> dict[str, dict[str, Any]]:
             },
             "goal": {"ms": 50.0, "highest_ms": 61.5, "met": False},
         },
+        "credentials": {
+            "formats": {"a token": family["stopped"], "a key": {**family["stopped"], "value": 0.5}},
+            "found": family["stopped"],
+            "false_alarms": {"replies": family["stopped"]},
+            "addresses": {"replies": {"reported": family["stopped"], "acted_on": family["stopped"]}},
+            "chunk_us": _ms(9.0),
+            "chunk_chars": 200,
+        },
         "leakage": {"modes": {"exact": mode}, "cost": {"exact": cost}, "cases": 6},
     }
 
@@ -216,7 +224,7 @@ def test_a_part_that_was_not_measured_is_named_and_a_quick_run_is_marked() -> No
     results = _results("latency")
     quick = {name: msgspec.structs.replace(part, quick=True) for name, part in results.parts.items()}
 
-    assert "Not measured yet: recall, evasion, overhead, hostile, leakage." in tables.render(results)
+    assert "Not measured yet: recall, evasion, overhead, hostile, leakage, credentials." in tables.render(results)
     assert "Quick run" not in tables.render(results)
     assert "**Quick run" in tables.render(Results(quick))
 
