@@ -10,7 +10,6 @@ from typing import Any
 
 import faiss
 import numpy as np
-import numpy.typing as npt
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from service.scoring.artifact import Artifact, load_artifact
@@ -43,11 +42,8 @@ def tiny_tokenizer() -> Tokenizer:
     return tokenizer
 
 
-def write_tiny_artifact(folder: Path, *, benign: npt.NDArray[np.float32] | None = None, **changes: Any) -> Path:
-    """Write a complete folder; `changes` replace keys of the manifest. The model file is not an ONNX model.
-
-    `benign` float32 (n, DIM) are the vectors of benign neighbours, where there are to be any.
-    """
+def write_tiny_artifact(folder: Path, **changes: Any) -> Path:
+    """Write a complete folder; `changes` replace keys of the manifest. The model file is not an ONNX model."""
     folder.mkdir(parents=True, exist_ok=True)
     tiny_tokenizer().save(str(folder / "tokenizer.json"))
     (folder / "model.int8.onnx").write_bytes(b"not a model")
@@ -57,18 +53,12 @@ def write_tiny_artifact(folder: Path, *, benign: npt.NDArray[np.float32] | None 
     (folder / "attacks.jsonl").write_text(
         '{"id":"a1","category":"injection"}\n{"id":"a2","category":"jailbreak"}\n', encoding="utf-8"
     )
-    names = ["tokenizer.json", "model.int8.onnx", "attacks.faiss", "attacks.jsonl"]
-    if benign is not None:
-        index = faiss.IndexFlatIP(DIM)
-        index.add(benign)
-        faiss.write_index(index, str(folder / "benign.faiss"))
-        names.append("benign.faiss")
     files = {
         name: {
             "sha256": hashlib.sha256((folder / name).read_bytes()).hexdigest(),
             "bytes": (folder / name).stat().st_size,
         }
-        for name in names
+        for name in ("tokenizer.json", "model.int8.onnx", "attacks.faiss", "attacks.jsonl")
     }
     manifest: dict[str, Any] = {
         "format": 1,

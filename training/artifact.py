@@ -11,10 +11,7 @@ from service.scoring.artifact import Calibration, Manifest, Model, Threshold, de
 from service.scoring.artifact import write_manifest as write
 from training.corpus import LABELS
 
-SHIPPED = (
-    *("model.int8.onnx", "graph.onnx", "tokenizer.json", "attacks.faiss", "attacks.jsonl"),
-    *("benign.faiss", "probes.npz"),
-)
+SHIPPED = ("model.int8.onnx", "graph.onnx", "tokenizer.json", "attacks.faiss", "attacks.jsonl", "probes.npz")
 
 
 def commit() -> str:

@@ -1,7 +1,7 @@
 """From the serving model's outputs on the calibration split to the numbers that turn them into decisions.
 
 temperature   one factor on the logits                         (Guo et al., arXiv:1706.04599)
-fusion        logistic regression of attack / benign on the classifier's log-odds and the nearest neighbours' cosines
+fusion        logistic regression of attack / benign on the classifier's log-odds and the index's similarity
 length        what the maximum over n windows gains by chance on benign text, so that the rate holds at any length
 thresholds    score quantiles of benign texts, pooled and by role
 """
@@ -39,31 +39,17 @@ def fit_temperature(logits: npt.NDArray[np.float32], label: npt.NDArray[np.int64
 
 
 def fit_fusion(
-    logits: npt.NDArray[np.float32],
-    near_attack: npt.NDArray[np.float32],
-    near_benign: npt.NDArray[np.float32] | None,
-    attack: npt.NDArray[np.bool_],
-    heat: float,
+    logits: npt.NDArray[np.float32], similarity: npt.NDArray[np.float32], attack: npt.NDArray[np.bool_], heat: float
 ) -> Fusion:
-    """Logistic regression of attack bool (n,) on the classifier's log-odds and the cosines float32 (n,) to the nearest
-    known attack and, where there are any, benign text. A part that speaks the wrong way is left out: it would reward
-    distance.
-    """
-    odds = window_logits(logits, near_attack, Calibration(temperature=heat), BENIGN)
+    """Logistic regression of attack bool (n,) on the classifier's log-odds and the index's similarity float32 (n,)."""
+    odds = window_logits(logits, similarity, Calibration(temperature=heat), BENIGN)
     # A saturated classifier would decide the slope by its few loudest windows.
-    parts: list[npt.NDArray[Any]] = [np.clip(odds, -12, 12), near_attack]
-    if near_benign is not None:
-        parts.append(-near_benign)
-    bias, slopes = _regress(parts, attack)
-    while min(slopes) < 0 and len(parts) > 1:
-        parts.pop()
-        bias, slopes = _regress(parts, attack)
-    classifier, similarity, benign = (*slopes, 0.0, 0.0)[:3]
-    if classifier <= 0:
-        return Fusion()
-    if similarity <= 0:
-        return Fusion(bias=bias, classifier=classifier)
-    return Fusion(bias=bias, classifier=classifier, similarity=similarity, benign=benign / similarity)
+    odds = np.clip(odds, -12, 12)
+    bias, (classifier, slope) = _regress([odds, similarity], attack)
+    if classifier <= 0 or slope < 0:
+        # Similarity that speaks against an attack would be noise: leave it out rather than reward distance.
+        return Fusion(bias=bias if classifier > 0 else 0.0, classifier=max(classifier, 1.0))
+    return Fusion(bias=bias, classifier=classifier, similarity=slope)
 
 
 def _regress(parts: Sequence[npt.NDArray[Any]], attack: npt.NDArray[np.bool_]) -> tuple[float, list[float]]:

@@ -24,7 +24,7 @@ import torch
 from tokenizers import Tokenizer
 
 from service.firewall.text_score import window_logits
-from service.scoring.artifact import BENIGN_INDEX, Calibration, Threshold
+from service.scoring.artifact import Calibration, Threshold
 from service.scoring.expand import PROBES
 from training import (
     artifact,
@@ -176,17 +176,14 @@ class Run:
         export.strip_weights(self.out / "model.onnx", self.out / "graph.onnx")
 
     def index(self, windows: encode.Windows) -> None:
-        """attacks.faiss with attacks.jsonl, and benign.faiss, from the int8 model's own vectors."""
-        if (self.out / BENIGN_INDEX).exists():
+        """attacks.faiss and attacks.jsonl, from the int8 model's own vectors."""
+        if (self.out / "attacks.jsonl").exists():
             return
         rows = self.rows("train")
+        chosen = index.candidates(windows, rows)
         serving = export.OnnxWindows(self.out / "model.int8.onnx", pad_id=1)
-        attacks = index.attack_candidates(windows, rows)
-        benign = index.benign_candidates(windows, rows, self._always(windows))
-        _, vectors = serving.run([windows.tokens(i) for i in np.concatenate([attacks, benign])])
-        found = index.build_attacks(vectors[: len(attacks)], attacks, windows, rows, self.out)
-        known = index.build_benign(vectors[len(attacks) :], self.out)
-        print(f"index: {found} of {len(attacks)} attack windows, {known} of {len(benign)} benign ones")
+        _, vectors = serving.run([windows.tokens(i) for i in chosen])
+        print(f"index: {index.build(vectors, chosen, windows, rows, self.out)} of {len(chosen)} candidate windows")
 
     def calibrate(self, windows: encode.Windows) -> Calibration:
         """Temperature, fusion and length offsets from the calibration windows; the quantisation gate on the way."""
@@ -195,25 +192,18 @@ class Run:
             return msgspec.json.decode(path.read_bytes(), type=Calibration)
         ids = [windows.tokens(i) for i in range(len(windows))]
         logits, vectors = export.OnnxWindows(self.out / "model.int8.onnx", pad_id=1).run(ids)
-        known = {name: self._nearest(vectors, f"{name}.faiss") for name in ("attacks", "benign")}
+        known = self._nearest(vectors)
         sure = windows.certain
         heat = calibrate.fit_temperature(logits[sure], windows.label[sure])
-        attack = windows.label[sure] != BENIGN
-        fusion = calibrate.fit_fusion(logits[sure], known["attacks"][sure], known["benign"][sure], attack, heat)
+        fusion = calibrate.fit_fusion(logits[sure], known[sure], windows.label[sure] != BENIGN, heat)
         flat = Calibration(temperature=heat, fusion=fusion)
-        near = known["attacks"] - np.float32(fusion.benign) * known["benign"]
-        fused = window_logits(logits, near, flat, BENIGN)
+        fused = window_logits(logits, known, flat, BENIGN)
         benign = windows.label == BENIGN
         length = calibrate.fit_length(fused[benign], self.options.seed)
         found = Calibration(temperature=heat, fusion=fusion, length=length, leak_cosine=self._leak_limit())
         self._gate_quantisation(windows, ids, logits)
-        attacks_alone = calibrate.fit_fusion(logits[sure], known["attacks"][sure], None, attack, heat)
-        ways = {
-            "classifier": window_logits(logits, near, Calibration(temperature=heat), BENIGN),
-            "with_attacks": window_logits(logits, known["attacks"], Calibration(heat, attacks_alone), BENIGN),
-            "fused": fused,
-            "index": near.astype(np.float64),
-        }
+        alone = window_logits(logits, known, Calibration(temperature=heat), BENIGN)
+        ways = {"classifier": alone, "fused": fused, "index": known.astype(np.float64)}
         self._note("fusion_gain", _ablation(ways, windows))
         path.write_bytes(msgspec.json.encode(found))
         return found
@@ -234,10 +224,10 @@ class Run:
         self._note("leak", figures)
         return limit
 
-    def _nearest(self, vectors: npt.NDArray[np.float32], name: str) -> npt.NDArray[np.float32]:
+    def _nearest(self, vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         import faiss
 
-        known = faiss.read_index(str(self.out / name))
+        known = faiss.read_index(str(self.out / "attacks.faiss"))
         similarity: npt.NDArray[np.float32] = known.search(np.ascontiguousarray(vectors), 1)[0][:, 0]
         return similarity
 

@@ -33,7 +33,7 @@ class ScoredText(msgspec.Struct, frozen=True):
 
 
 class WindowRow(msgspec.Struct, frozen=True, eq=False):
-    """One window's logits float32 (labels,) and its similarity to known attacks."""
+    """One window's logits float32 (labels,) and its similarity to the nearest known attack."""
 
     logits: npt.NDArray[np.float32]
     similarity: float

@@ -32,7 +32,7 @@ class TextWindow(msgspec.Struct, frozen=True):
 
 
 class WindowRows(msgspec.Struct, frozen=True, eq=False):
-    """`logits` float32 (n, labels), uncalibrated; `similarity` float32 (n,) as `AttackIndex.search` gives it."""
+    """`logits` float32 (n, labels), uncalibrated; `similarity` float32 (n,), cosine to the nearest known attack."""
 
     logits: npt.NDArray[np.float32]
     similarity: npt.NDArray[np.float32]
@@ -43,7 +43,7 @@ class TextScore(msgspec.Struct, frozen=True):
 
     `score` in [0, 1], unrounded, and `logit` before the sigmoid. `category` is the likeliest attack label at the
     deciding window; [start, end) is that window in the original text, `view` the kind of view it comes from.
-    `windows` counts the main view's windows, `similarity` is the deciding window's to known attacks.
+    `windows` counts the main view's windows, `similarity` is the deciding window's cosine to the nearest attack.
     """
 
     score: float

@@ -14,7 +14,6 @@ from service.errors import ArtifactError
 
 FORMAT = 1
 BENIGN = "benign"
-BENIGN_INDEX = "benign.faiss"
 _CHUNK_BYTES = 1 << 20
 
 
@@ -34,14 +33,11 @@ class Model(msgspec.Struct, frozen=True):
 
 
 class Fusion(msgspec.Struct, frozen=True):
-    """Window logit = bias + classifier · log((1 − p_benign) / p_benign) + similarity · s, where s is the cosine to the
-    nearest known attack less `benign` times that to the nearest known benign text.
-    """
+    """Window logit = bias + classifier · log((1 − p_benign) / p_benign) + similarity · max similarity to an attack."""
 
     bias: float = 0.0
     classifier: float = 1.0
     similarity: float = 0.0
-    benign: float = 0.0
 
 
 class Calibration(msgspec.Struct, frozen=True):
@@ -110,11 +106,6 @@ class Artifact(msgspec.Struct, frozen=True, eq=False):
         return self.folder / "attacks.faiss"
 
     @property
-    def benign_path(self) -> Path | None:
-        """The FAISS file of benign neighbours, where the artifact has one."""
-        return self.folder / BENIGN_INDEX if BENIGN_INDEX in self.manifest.files else None
-
-    @property
     def attacks_path(self) -> Path:
         """One JSON object per index row: its id and category."""
         return self.folder / "attacks.jsonl"
@@ -134,11 +125,7 @@ def load_artifact(folder: Path) -> Artifact:
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ArtifactError(f"{path}: {error}") from error
     _check(path, manifest)
-    needed = [manifest.model.file, "tokenizer.json", "attacks.faiss", "attacks.jsonl"]
-    if BENIGN_INDEX in manifest.files:
-        needed.append(BENIGN_INDEX)
-    elif manifest.calibration.fusion.benign:
-        raise ArtifactError(f"{path}: it weighs benign neighbours, but {BENIGN_INDEX} is not among its files")
+    needed = (manifest.model.file, "tokenizer.json", "attacks.faiss", "attacks.jsonl")
     for name in needed:
         verify(folder, name, manifest.files.get(name))
     try:

@@ -56,9 +56,7 @@ def expand(folder: Path, precision: Precision = "fp16", out: Path | None = None)
     aside.mkdir(parents=True)
     name = f"model.{precision}.onnx"
     _save(filled(artifact, precision), aside / name)
-    kept = ["tokenizer.json", "attacks.faiss", "attacks.jsonl"]
-    if artifact.benign_path:
-        kept.append(artifact.benign_path.name)
+    kept = ("tokenizer.json", "attacks.faiss", "attacks.jsonl")
     for file in kept:
         shutil.copyfile(folder / file, aside / file)
     manifest = msgspec.structs.replace(
