@@ -9,10 +9,9 @@ from typing import Any
 
 from service.api.asgi import malformed
 from service.api.request_fields import Fields
-from service.api.request_texts import RequestTexts, is_identifier, string
+from service.api.request_texts import RequestTexts, is_identifier, message_list, string
 from service.api.strict_json import pointer
 from service.api.texts import Path, segments_of
-from service.errors import PayloadTooLarge
 from service.firewall.prompt import Role
 
 _ROLES: dict[str, Role] = {
@@ -72,23 +71,12 @@ class Reading(RequestTexts):
 
     def messages(self, messages: Any, max_messages: int) -> None:
         """The conversation. Raises PayloadTooLarge over `max_messages`, MalformedRequest for wrong types."""
-        if not isinstance(messages, list) or not messages:
-            raise malformed("/messages", "a list of at least one message")
-        if len(messages) > max_messages:
-            raise PayloadTooLarge(f"More than {max_messages} messages.", pointer="/messages")
-        for index, message in enumerate(messages):
+        for index, message in enumerate(message_list(messages, max_messages)):
             self._message(message, index)
 
     def _message(self, message: Any, index: int) -> None:
         path: Path = ("messages", index)
-        if not isinstance(message, dict):
-            raise malformed(pointer(*path), "a message object")
-        wire_role = message.get("role")
-        if not isinstance(wire_role, str):
-            raise malformed(pointer(*path, "role"), "a role")
-        role = _ROLES.get(wire_role.strip().lower(), "document")  # a lenient reader would not mind the case
-        if wire_role not in _ROLES:
-            self.text(wire_role, (*path, "role"), "document", index)
+        role = self.role_of(message, path, _ROLES, index)
         for name, value in message.items():
             place: Path = (*path, name)
             if name == "role" or (name in _MESSAGE_FIELDS and value is None):

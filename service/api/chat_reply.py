@@ -14,6 +14,7 @@ import msgspec
 
 from service.api import reply_texts, sse, strict_json
 from service.api.chat_texts import piece_of
+from service.api.reply_stream import EventReader
 from service.api.reply_texts import Texts, index_of
 from service.errors import UpstreamInvalid, WireError
 from service.interfaces import Call, Piece
@@ -36,7 +37,7 @@ class ChatWire:
         except UpstreamInvalid:
             return reply_texts.read_as_text(body)
 
-    def open_stream(self) -> ChatStream:
+    def open_stream(self) -> EventReader:
         """A reader for one streamed reply."""
         return ChatStream()
 
@@ -82,41 +83,24 @@ class ChatWire:
         return b"data: " + self.error_body(error) + b"\n\n"
 
 
-class ChatStream:
+class ChatStream(EventReader):
     """Reads one streamed reply (`interfaces.StreamReader`)."""
 
     def __init__(self) -> None:
-        self._parser = sse.Parser()
-        self._texts = Texts(streamed=True)
+        super().__init__(Texts(streamed=True))
         self._open_choices: set[int] = set()
         self._seen = False
-        self._ended = False
 
-    @property
-    def kept_bytes(self) -> int:
-        """Of the event that is not whole yet."""
-        return self._parser.kept_bytes
+    def _is_whole(self) -> bool:
+        return self._ended or (self._seen and not self._open_choices)
 
-    def feed(self, chunk: bytes) -> list[Piece]:
-        """The events that these bytes complete. Raises UpstreamInvalid."""
-        return [self._piece(event) for event in self._parser.feed(chunk)]
-
-    def finish(self) -> list[Piece]:
-        """The end of the bytes. Raises UpstreamInvalid where the reply is not complete."""
-        pieces = [self._piece(event) for event in self._parser.finish()]
-        if not self._ended and (not self._seen or self._open_choices):
-            raise UpstreamInvalid("The provider's stream broke off before its end.")
-        return pieces
-
-    def _piece(self, event: sse.Event) -> Piece:
-        if event.data is None:
-            return Piece(raw=event.raw)
+    def _piece(self, event: sse.Event, data: str) -> Piece:
         if self._ended:
             raise UpstreamInvalid("The provider sent more after the end of its stream.")
-        if event.data.strip() == "[DONE]":
+        if data.strip() == "[DONE]":
             self._ended = True
             return Piece(raw=sse.render("[DONE]"), done=True)
-        document = _document(event.data.encode())
+        document = _document(data.encode())
         piece = piece_of(self._texts, document, event.raw, event.name)
         self._seen = True
         for position, choice in enumerate(document.get("choices") or ()):

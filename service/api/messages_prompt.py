@@ -10,10 +10,9 @@ from typing import Any
 
 from service.api.asgi import malformed
 from service.api.request_fields import Fields
-from service.api.request_texts import RequestTexts, is_identifier, string
+from service.api.request_texts import RequestTexts, is_identifier, message_list, string
 from service.api.strict_json import pointer
 from service.api.texts import Path, place_of, segments_of, text_of_base64
-from service.errors import PayloadTooLarge
 from service.firewall.prompt import Role, Unscannable
 
 _ROLES: dict[str, Role] = {"user": "user", "assistant": "tool", "system": "system"}
@@ -77,26 +76,15 @@ class Reading(RequestTexts):
         """The conversation; how many messages. Raises PayloadTooLarge over `max_messages`, MalformedRequest for wrong
         types.
         """
-        if not isinstance(messages, list) or not messages:
-            raise malformed("/messages", "a list of at least one message")
-        if len(messages) > max_messages:
-            raise PayloadTooLarge(f"More than {max_messages} messages.", pointer="/messages")
-        for index, message in enumerate(messages):
+        for index, message in enumerate(message_list(messages, max_messages)):
             self._message(message, index)
         return len(messages)
 
     def _message(self, message: Any, index: int) -> None:
         path: Path = ("messages", index)
-        if not isinstance(message, dict):
-            raise malformed(pointer(*path), "a message object")
-        wire_role = message.get("role")
-        if not isinstance(wire_role, str):
-            raise malformed(pointer(*path, "role"), "a role")
+        role = self.role_of(message, path, _ROLES, index)
         if "content" not in message:
             raise malformed(pointer(*path, "content"), "a string or a list of content blocks")
-        role = _ROLES.get(wire_role.strip().lower(), "document")  # a lenient reader would not mind the case
-        if wire_role not in _ROLES:
-            self.text(wire_role, (*path, "role"), "document", index)
         for name, value in message.items():
             if name == "content":
                 self._content(value, (*path, name), role, index)

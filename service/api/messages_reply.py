@@ -13,6 +13,7 @@ from msgspec.structs import replace
 
 from service.api import reply_texts, sse, strict_json
 from service.api.messages_texts import EVENTS, block_index, event_slots, message_slots, usage_of
+from service.api.reply_stream import EventReader
 from service.api.reply_texts import Texts, read_document
 from service.errors import Overloaded, UpstreamInvalid, WireError
 from service.interfaces import Call, Piece, Usage
@@ -100,7 +101,7 @@ class CountWire(MessagesWire):
         return replace(super().read_reply(body), usage=Usage(0, 0))
 
 
-class MessagesStream:
+class MessagesStream(EventReader):
     """Reads one streamed reply (`interfaces.StreamReader`).
 
     Blocks begin in their order and get text only while they are open: readers that keep to the order and readers that
@@ -108,38 +109,18 @@ class MessagesStream:
     """
 
     def __init__(self) -> None:
-        self._parser = sse.Parser()
-        self._texts = Texts(streamed=True)
+        super().__init__(Texts(streamed=True))
         self._open: set[int] = set()  # the blocks that have not stopped
         self._blocks = 0
         self._usage: dict[str, Any] = {}
         self._begun = False
-        self._ended = False
 
-    @property
-    def kept_bytes(self) -> int:
-        """Of the event that is not whole yet."""
-        return self._parser.kept_bytes
-
-    def feed(self, chunk: bytes) -> list[Piece]:
-        """The events that these bytes complete. Raises UpstreamInvalid."""
-        return [self._piece(event) for event in self._parser.feed(chunk)]
-
-    def finish(self) -> list[Piece]:
-        """The end of the bytes. Raises UpstreamInvalid where the reply is not complete."""
-        pieces = [self._piece(event) for event in self._parser.finish()]
-        if not self._ended:
-            raise UpstreamInvalid("The provider's stream broke off before its end.")
-        return pieces
-
-    def _piece(self, event: sse.Event) -> Piece:
-        if event.data is None:
-            return Piece(raw=event.raw)
+    def _piece(self, event: sse.Event, data: str) -> Piece:
         if self._ended:
-            if event.data.strip() == "[DONE]":  # some servers speak both protocols at once
+            if data.strip() == "[DONE]":  # some servers speak both protocols at once
                 return Piece(raw=sse.render("[DONE]"), done=True)
             raise UpstreamInvalid("The provider sent more after the end of its stream.")
-        document = read_document(event.data.encode())
+        document = read_document(data.encode())
         kind = _kind(document, event.name)
         stopped = self._follow(document, kind)
         failed = kind == "error" or _is_error(document)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import islice
 from typing import Any
 
@@ -53,6 +53,24 @@ class RequestTexts:
         """A member of any shape. Where the protocol does not know it, its name is the caller's text as well."""
         self.add(segments_of(value, (*path, name), role, message, name="" if known else name))
 
+    def texts_of(self, role: Role) -> tuple[str, ...]:
+        """The texts of all segments of a role."""
+        return tuple(segment.text for segment in self.segments if segment.role == role)
+
+    def role_of(self, message: Any, path: Path, roles: Mapping[str, Role], index: int) -> Role:
+        """A message's role; one that the protocol does not know is a text, and its message a document.
+
+        Raises MalformedRequest.
+        """
+        if not isinstance(message, dict):
+            raise malformed(pointer(*path), "a message object")
+        wire_role = message.get("role")
+        if not isinstance(wire_role, str):
+            raise malformed(pointer(*path, "role"), "a role")
+        if wire_role not in roles:
+            self.text(wire_role, (*path, "role"), "document", index)
+        return roles.get(wire_role.strip().lower(), "document")  # a lenient reader would not mind the case
+
     def unescaped(self, arguments: str, path: Path, message: int) -> None:
         """Arguments are JSON in a string: their own escapes are judged by what they say."""
         try:
@@ -73,6 +91,15 @@ class RequestTexts:
             self.text(text.replace("\x00", ""), path, "document", message)
         if text is None or text.lstrip().startswith(_PDF):
             self.unscannable.append(Unscannable(pointer(*path), kind))
+
+
+def message_list(messages: Any, max_messages: int) -> list[Any]:
+    """A conversation. Raises MalformedRequest where it is none, PayloadTooLarge over `max_messages`."""
+    if not isinstance(messages, list) or not messages:
+        raise malformed("/messages", "a list of at least one message")
+    if len(messages) > max_messages:
+        raise PayloadTooLarge(f"More than {max_messages} messages.", pointer="/messages")
+    return messages
 
 
 def string(value: Any, path: Path) -> str:

@@ -6,13 +6,13 @@ Source: OpenAI API reference, "The response object" and "Streaming events".
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
 from service.api import reply_texts, sse, strict_json
 from service.api.chat_reply import ChatWire
+from service.api.reply_stream import EventReader
 from service.api.reply_texts import Texts
 from service.api.responses_texts import ends_of, event_slots, issued_in, response_slots, usage_of
 from service.errors import UpstreamInvalid, WireError
@@ -22,8 +22,8 @@ _FINAL = frozenset({"response.completed", "response.incomplete", "response.faile
 _FAILED = frozenset({"response.failed", "error"})
 
 
-class ResponsesWire:
-    """How the Responses API writes replies and errors (`interfaces.Wire`)."""
+class ResponsesWire(ChatWire):
+    """How the Responses API writes replies and errors (`interfaces.Wire`), in the envelope of all OpenAI routes."""
 
     name = "openai.responses"
     path = "/responses"
@@ -43,24 +43,12 @@ class ResponsesWire:
         """A reader for one streamed reply."""
         return ResponsesStream()
 
-    def rewrite(self, piece: Piece, texts: Sequence[str]) -> bytes | None:
-        """The piece with these texts; None where one cannot be changed in its place."""
-        return reply_texts.rewrite(piece, texts)
-
     def clamp(self, call: Call, max_output_tokens: int) -> bytes:
         """The call's body with its output bounded, every other byte as it is."""
         given = json.loads(call.body).get("max_output_tokens")
         if given is not None and given <= max_output_tokens:
             return call.body
         return strict_json.splice_member(call.body, "max_output_tokens", max_output_tokens)
-
-    def phrase(self, error: WireError) -> WireError:
-        """As it is: the neutral form's types are OpenAI's."""
-        return error
-
-    def error_body(self, error: WireError) -> bytes:
-        """OpenAI's error envelope."""
-        return ChatWire().error_body(error)
 
     def error_event(self, error: WireError, after: int | None) -> bytes:
         """An `error` event with the next number. Its members are those that the reference lists; the envelope beside
@@ -77,40 +65,21 @@ class ResponsesWire:
         return sse.render(msgspec.json.encode(event).decode(), "error")
 
 
-class ResponsesStream:
+class ResponsesStream(EventReader):
     """Reads one streamed reply (`interfaces.StreamReader`)."""
 
     def __init__(self) -> None:
-        self._parser = sse.Parser(sse.MAX_EVENT_BYTES * 16)  # the last event repeats the whole reply
-        self._texts = Texts(streamed=True, repeats=True)
-        self._ended = False
+        # The last event repeats the whole reply.
+        super().__init__(Texts(streamed=True, repeats=True), sse.MAX_EVENT_BYTES * 16)
         self._done = False
 
-    @property
-    def kept_bytes(self) -> int:
-        """Of the event that is not whole yet."""
-        return self._parser.kept_bytes
-
-    def feed(self, chunk: bytes) -> list[Piece]:
-        """The events that these bytes complete. Raises UpstreamInvalid."""
-        return [self._piece(event) for event in self._parser.feed(chunk)]
-
-    def finish(self) -> list[Piece]:
-        """The end of the bytes. Raises UpstreamInvalid where the reply is not complete."""
-        pieces = [self._piece(event) for event in self._parser.finish()]
-        if not self._ended:
-            raise UpstreamInvalid("The provider's stream broke off before its end.")
-        return pieces
-
-    def _piece(self, event: sse.Event) -> Piece:
-        if event.data is None:
-            return Piece(raw=event.raw)
-        if event.data.strip() == "[DONE]" and self._ended and not self._done:  # some servers end so
+    def _piece(self, event: sse.Event, data: str) -> Piece:
+        if data.strip() == "[DONE]" and self._ended and not self._done:  # some servers end so
             self._done = True
             return Piece(raw=sse.render("[DONE]"), done=True)
         if self._ended:
             raise UpstreamInvalid("The provider sent more after the end of its stream.")
-        document = reply_texts.read_document(event.data.encode())
+        document = reply_texts.read_document(data.encode())
         kind = document.get("type")
         if event.name and event.name != kind:
             raise UpstreamInvalid("The provider sent an event of two types.")
