@@ -3,6 +3,7 @@
 # make test     the whole test suite
 # make check    ruff, mypy strict, the import contract, the tests
 # make train    data to shipped artifact (MIRROR=DIR EXCLUDE=shingles.npy DATA=my.jsonl START=models/… TRAIN_FLAGS=…)
+# make study    what each source and ingredient is worth: many short trainings (RUN= STUDY_FLAGS=…)
 # make bench    all benchmarks
 
 PYTHON ?= python3
@@ -15,6 +16,8 @@ EXCLUDE ?=
 DATA ?=
 START ?=
 TRAIN_FLAGS ?=
+STUDY_FLAGS ?=
+RUN ?= .runs/study
 BENCH_FLAGS ?=
 
 BIN := $(VENV)/bin
@@ -24,7 +27,7 @@ TESTING := $(VENV)/.installed-test
 TRAINING := $(VENV)/.installed-train
 BENCHING := $(VENV)/.installed-bench
 
-.PHONY: run install test check train bench clean
+.PHONY: run install test check train study bench clean
 .DELETE_ON_ERROR:
 
 run: $(SERVING)
@@ -45,6 +48,11 @@ check: $(TESTING)
 train: $(TRAINING)
 	$(BIN)/python -m training.pipeline $(if $(MIRROR),--mirror $(MIRROR)) $(if $(EXCLUDE),--exclude $(EXCLUDE)) \
 		$(if $(DATA),--data $(DATA)) $(if $(START),--start $(START)) $(TRAIN_FLAGS)
+
+study: $(TRAINING)
+	$(BIN)/python -m training.pipeline --pack --run $(RUN) $(if $(MIRROR),--mirror $(MIRROR)) \
+		$(if $(EXCLUDE),--exclude $(EXCLUDE)) $(if $(DATA),--data $(DATA)) $(TRAIN_FLAGS)
+	$(BIN)/python -m training.study $(RUN) $(STUDY_FLAGS)
 
 bench: $(BENCHING)
 	$(BIN)/python -m benchmarks $(BENCH_FLAGS)

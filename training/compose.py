@@ -26,6 +26,9 @@ CARRIER_CHARS = (250, 1500)
 FOREIGN_SHARE = 0.3
 ATTEMPTS = 12
 
+# Share of attacks in carriers that some source holds ready; the others are put together from framing and goal.
+READY_PAYLOADS = 0.4
+
 # Share of injections whose errand is ordinary work, such as may stand in the benign twin too.
 ORDINARY_GOALS = 0.4
 
@@ -118,11 +121,12 @@ def pieces_from(rows: Iterable[Row]) -> list[Piece]:
 
 
 class Injected(msgspec.Struct, frozen=True):
-    """What is inserted: the text, its label, and how much a row made of it counts."""
+    """What is inserted: the text, its label, how much a row made of it counts, and the sources that it was made of."""
 
     text: str
     label: int
     weight: float = 1.0
+    made_of: str = ""
 
 
 class Grammar:
@@ -172,9 +176,8 @@ class Grammar:
             elif task:
                 before = task + ("\n\n" if carrier else separator)
                 text, span = before + text, (span[0] + len(before), span[1] + len(before))
-            rows.append(
-                Row(text, injected.label, role, f"composed_{form}", "composed", language, span, "", attack.weight)
-            )
+            kind, weight, made_of = f"composed_{form}", attack.weight, attack.made_of
+            rows.append(Row(text, injected.label, role, kind, "composed", language, span, "", weight, made_of))
         group = f"composed:{stable_hash(rows[0].text):016x}"
         return msgspec.structs.replace(rows[0], group=group), msgspec.structs.replace(rows[1], group=group)
 
@@ -209,24 +212,26 @@ class Grammar:
         ready = self._pool["payload", category, language]
         if carrier is not None and carrier.category == "code" and self._pool["payload", "code", language]:
             ready = ready + self._pool["payload", "code", language]
-        if carrier is not None and ready and rng.random() < 0.25:
+        if carrier is not None and ready and rng.random() < READY_PAYLOADS:
             piece = rng.choice(ready)
             label = LABEL_ID["injection"] if piece.category == "code" else LABEL_ID[piece.category]
-            return Injected(piece.text, label, piece.weight)
+            return Injected(piece.text, label, piece.weight, _sources(piece))
         goal = self._one("goal", category, language)
         while goal.source != "parts" and rng.random() < 0.7:
             goal = self._one("goal", category, language)
         if rng.random() < (0.12 if category == "extraction" else 0.06 if carrier and category == "injection" else 0.0):
-            return Injected(sentence(goal.text), LABEL_ID[category])
+            return Injected(sentence(goal.text), LABEL_ID[category], made_of=_sources(goal))
         if category == "injection" and rng.random() < ORDINARY_GOALS:
             # What makes an injection is that it takes the assistant over, not that its errand is wicked.
             goal = self._errand(goal.language)
         if rng.random() < PLAIN_OVERRIDES[category]:
-            return Injected(overrides.attack(goal.text.rstrip(" ."), goal.language, rng), LABEL_ID[category])
+            text = overrides.attack(goal.text.rstrip(" ."), goal.language, rng)
+            return Injected(text, LABEL_ID[category], made_of=_sources(goal))
         framing = self._one("framing", category, goal.language)
         while framing.source != "parts" and rng.random() < 0.7:
             framing = self._one("framing", category, goal.language)
-        return Injected(sentence(framing.text.replace("{goal}", goal.text.rstrip(" ."))), LABEL_ID[category])
+        text = sentence(framing.text.replace("{goal}", goal.text.rstrip(" .")))
+        return Injected(text, LABEL_ID[category], made_of=_sources(framing, goal))
 
     def _errand(self, language: str) -> Piece:
         """An ordinary instruction, task or question in a goal's form: it begins small and ends without a full stop."""
@@ -363,6 +368,11 @@ def sentence(text: str) -> str:
     text = text.strip()
     text = text[:1].upper() + text[1:]
     return text if not text or not text[-1].isalnum() else text + ("。" if "\u3040" <= text[-1] <= "\u9fff" else ".")
+
+
+def _sources(*pieces: Piece) -> str:
+    """The sources of the pieces but for the project's own parts, joined."""
+    return " ".join(sorted({piece.source for piece in pieces} - {"parts"}))
 
 
 def _weighted(rng: random.Random, choices: Sequence[tuple[str, float]]) -> str:

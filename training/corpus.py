@@ -39,6 +39,7 @@ class Row(msgspec.Struct, frozen=True, omit_defaults=True):
 
     `label` is an index into `LABELS`. `span` holds the character offsets [start, end) of the injected text inside
     `text`, for rows where it is known. `weight` multiplies the row's loss. `language` is ISO 639-1, "" if unknown.
+    `made_of` names the sources of a composed row's attack, apart from the project's own parts.
     """
 
     text: str
@@ -50,6 +51,7 @@ class Row(msgspec.Struct, frozen=True, omit_defaults=True):
     span: Span | None = None
     group: str = ""
     weight: float = 1.0
+    made_of: str = ""
 
 
 class WrittenRow(msgspec.Struct, frozen=True):

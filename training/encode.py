@@ -3,49 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
-import msgspec
 import numpy as np
-import numpy.typing as npt
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from service.firewall.sanitise import View, sanitise
 from service.firewall.windows import windows
 from training.corpus import BENIGN, Row
+from training.windows import Windows
 
 MAX_TOKENS = 128
 OVERLAP = 32
 # A window holds the injected text when it has half of it, or this many of its characters.
 SPAN_CHARS = 48
-
-
-class Windows(msgspec.Struct, frozen=True):
-    """All windows of a set of rows, flat.
-
-    `ids` int32 (tokens,), `starts` int64 (n + 1,), `label` int64 (n,), `row` int64 (n,), `weight` float32 (n,).
-    `certain` bool (n,): false where an attack text has several windows and nobody knows which of them attack.
-    """
-
-    ids: npt.NDArray[np.int32]
-    starts: npt.NDArray[np.int64]
-    label: npt.NDArray[np.int64]
-    row: npt.NDArray[np.int64]
-    weight: npt.NDArray[np.float32]
-    certain: npt.NDArray[np.bool_]
-
-    def __len__(self) -> int:
-        return len(self.label)
-
-    def tokens(self, index: int) -> npt.NDArray[np.int32]:
-        """The token ids of one window, specials included."""
-        return self.ids[self.starts[index] : self.starts[index + 1]]
-
-    @property
-    def lengths(self) -> npt.NDArray[np.int64]:
-        """Tokens per window, int64 (n,)."""
-        return np.diff(self.starts)
 
 
 def encode(rows: Sequence[Row], tokenizer: Tokenizer, *, most: int, seed: int) -> Windows:
@@ -90,38 +61,3 @@ def _label(row: Row, view: View, start: int, end: int) -> int:
     if shared <= 0:
         return BENIGN
     return row.label if shared >= min(SPAN_CHARS, (row.span[1] - row.span[0]) / 2) else -1
-
-
-def save(windows: Windows, path: Path) -> None:
-    """Write aside, then rename."""
-    partial = path.with_suffix(".partial.npz")
-    np.savez(partial, **msgspec.structs.asdict(windows))
-    partial.rename(path)
-
-
-def load(path: Path) -> Windows:
-    """Read what `save` wrote."""
-    with np.load(path) as data:
-        return Windows(**{name: data[name] for name in data.files})
-
-
-def batches(
-    lengths: npt.NDArray[np.int64], budget: int, most: int, rng: np.random.Generator
-) -> list[npt.NDArray[np.int64]]:
-    """Indices of windows in batches of similar length: at most `budget` padded tokens and `most` windows each.
-
-    The windows are shuffled, sorted by length within pools, cut, and the batches shuffled again.
-    """
-    order = rng.permutation(len(lengths))
-    cut: list[npt.NDArray[np.int64]] = []
-    pool = most * 64
-    for at in range(0, len(order), pool):
-        part = order[at : at + pool]
-        part = part[np.argsort(lengths[part], kind="stable")]
-        start = 0
-        for end in range(1, len(part) + 1):
-            full = end == len(part) or (end - start + 1) * lengths[part[end]] > budget or end - start >= most
-            if full:
-                cut.append(part[start:end])
-                start = end
-    return [cut[i] for i in rng.permutation(len(cut))]

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from training.corpus import BENIGN, LABELS, Row
-from training.encode import Windows
+from training.windows import Windows
 
 MOST = 4_000
 # Two attacks nearer than this teach the index nothing twice.

@@ -15,9 +15,9 @@ import torch
 from tqdm import tqdm
 
 from training.corpus import BENIGN
-from training.encode import Windows, batches
-from training.model import FirewallModel, pad
+from training.model import FirewallModel
 from training.precision import bfloat16_pays
+from training.windows import OnDevice, Windows, alone, batches
 
 SAVE_EVERY_S = 120.0
 BATCH_TOKENS = 4_096
@@ -48,13 +48,13 @@ def score(
     left = candidates[np.isnan(scores[candidates])]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to(device).eval()
+    shelf = OnDevice(windows, pad_id, device)
     saved = time.monotonic()
     with tqdm(total=len(left), desc="mining", unit="window", mininterval=10) as bar, torch.inference_mode():
         for batch in batches(windows.lengths[left], BATCH_TOKENS, BATCH_WINDOWS, rng):
             chosen = left[batch]
-            ids, mask = pad([windows.tokens(i).tolist() for i in chosen], pad_id)
             with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16_pays(device.type)):
-                logits, _ = model(ids.to(device), mask.to(device))
+                logits, _ = model(*shelf.batch(alone(chosen)))
             scores[chosen] = 1.0 - logits.softmax(1)[:, BENIGN].cpu().numpy()
             bar.update(len(chosen))
             if time.monotonic() - saved > SAVE_EVERY_S:

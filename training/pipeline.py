@@ -20,7 +20,6 @@ from typing import Any
 import msgspec
 import numpy as np
 import numpy.typing as npt
-import torch
 from tokenizers import Tokenizer
 
 from service.firewall.text_score import window_logits
@@ -34,10 +33,8 @@ from training import (
     encode,
     evaluate,
     export,
-    fit,
     gate,
     index,
-    mining,
     model,
     prepare,
     probes,
@@ -46,8 +43,12 @@ from training import (
 )
 from training import leak as leaking
 from training import teacher as teaching
+from training import windows as window_files
 from training.corpus import BENIGN, WRITTEN_WEIGHT, Row
+from training.fit import FitOptions
+from training.learn import Course, Parcel, learn, pack
 from training.metrics import auc, recall_at
+from training.windows import Windows
 
 log = logging.getLogger("training")
 
@@ -107,56 +108,44 @@ class Run:
             np.save(kept_file, np.asarray(kept, np.int64))
         return np.load(kept_file).tolist(), Tokenizer.from_file(str(self.out / "tokenizer.json"))
 
-    def windows(self, split: str, tokenizer: Tokenizer) -> encode.Windows:
+    def windows(self, split: str, tokenizer: Tokenizer) -> Windows:
         """The labelled windows of a split."""
         path = self.folder / f"windows-{split}.npz"
         if not path.exists():
-            encode.save(encode.encode(self.rows(split), tokenizer, most=self.options.row_windows, seed=1), path)
-        return encode.load(path)
+            window_files.save(encode.encode(self.rows(split), tokenizer, most=self.options.row_windows, seed=1), path)
+        return window_files.load(path)
 
-    def teacher(
-        self, windows: encode.Windows, kept: list[int], tokenizer: Tokenizer
-    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-        """The base's own vectors of a random share of the windows, with the indices of these windows."""
-        path = self.folder / "teacher.npz"
-        if not path.exists():
-            rng = np.random.default_rng(self.options.seed)
-            count = round(len(windows) * self.options.teacher_share)
-            chosen = np.sort(rng.choice(len(windows), count, replace=False))
-            base = teaching.Teacher(self.e5, kept, tokenizer)
-            teaching.save(base.vectors([windows.tokens(i) for i in chosen]), chosen, path)
-        with np.load(path) as data:
-            return data["vectors"].astype(np.float32), data["chosen"]
-
-    def fit(self, windows: encode.Windows, kept: list[int], tokenizer: Tokenizer) -> model.FirewallModel:
+    def fit(self, windows: Windows, kept: list[int], tokenizer: Tokenizer) -> model.FirewallModel:
         """The trained model."""
         path = self.folder / "model.pt"
         if not path.exists():
-            vectors = self.teacher(windows, kept, tokenizer)
-            torch.manual_seed(self.options.seed)
+            start = former = None
             if self.options.start:
                 start, former = restore.restore(self.options.start, self.e5), restore.former(self.options.start)
-            else:
-                start, former = model.warm_start(self.e5, kept, self.options.layers), None
-            options = fit.FitOptions(
-                epochs=self.options.epochs,
-                minutes=self.options.minutes,
-                seed=self.options.seed,
-                rate=self.options.rate,
-                attack_share=self.options.attack_share,
-                benign_share=self.options.benign_share,
-            )
-            rows = self.rows("train")
-            always = np.asarray([rows[row].weight >= WRITTEN_WEIGHT for row in windows.row])
-            if former and self.options.mine:
-                share, mined = self.options.mine, self.folder / "mined.npy"
-                scores = mining.score(start, windows, ~always, mined, pad_id=self.e5.pad_id, share=share)
-                always |= mining.hardest(scores)
-            figures = fit.fit(start, windows, vectors, self.folder, options, self.e5.pad_id, always)
-            model.save(start, path)
-            figures |= msgspec.structs.asdict(options)
+            prefix, always = teaching.prefix(tokenizer), self.always(windows)
+            _, figures = learn(self.e5, kept, prefix, windows, always, course(self.options), self.folder, start)
             self._note("training", figures | ({"continued_from": former} if former else {}))
+        elif "training" not in self._notes():  # trained elsewhere
+            self._note("training", msgspec.json.decode((self.folder / "training.json").read_bytes()))
         return model.load(path)
+
+    def always(self, windows: Windows) -> npt.NDArray[np.bool_]:
+        """The windows that every epoch sees, bool (n,): those of the project's and the user's own rows."""
+        rows = self.rows("train")
+        return np.asarray([rows[row].weight >= WRITTEN_WEIGHT for row in windows.row])
+
+    def origins(self, windows: Windows) -> tuple[list[str], list[int]]:
+        """What the windows come from: names, and for each window the place of its name.
+
+        A name is a source's, for composed rows with the sources of the attack behind a colon, for transformed copies
+        with a plus sign at the end.
+        """
+        rows = self.rows("train")
+        names = [
+            row.source + (f":{row.made_of}" if row.made_of else "") + ("+" if "+" in row.kind else "") for row in rows
+        ]
+        found, place = np.unique(np.asarray(names), return_inverse=True)
+        return [str(name) for name in found], place[windows.row].tolist()
 
     def export(self, trained: model.FirewallModel) -> None:
         """model.onnx (float32), model.int8.onnx, graph.onnx, with the parity gate."""
@@ -167,7 +156,7 @@ class Run:
         export.quantise(self.out / "model.onnx", self.out / "model.int8.onnx")
         export.strip_weights(self.out / "model.onnx", self.out / "graph.onnx")
 
-    def index(self, windows: encode.Windows) -> None:
+    def index(self, windows: Windows) -> None:
         """attacks.faiss and attacks.jsonl, from the int8 model's own vectors."""
         if (self.out / "attacks.jsonl").exists():
             return
@@ -177,7 +166,7 @@ class Run:
         _, vectors = serving.run([windows.tokens(i) for i in chosen])
         print(f"index: {index.build(vectors, chosen, windows, rows, self.out)} of {len(chosen)} candidate windows")
 
-    def calibrate(self, windows: encode.Windows) -> Calibration:
+    def calibrate(self, windows: Windows) -> Calibration:
         """Temperature, fusion and length offsets from the calibration windows; the quantisation gate on the way."""
         path = self.folder / "calibration.json"
         if path.exists():
@@ -224,7 +213,7 @@ class Run:
         return similarity
 
     def _gate_quantisation(
-        self, windows: encode.Windows, ids: list[npt.NDArray[np.int32]], int8: npt.NDArray[np.float32]
+        self, windows: Windows, ids: list[npt.NDArray[np.int32]], int8: npt.NDArray[np.float32]
     ) -> None:
         """int8 against float32 on a share of the windows. Raises QualityError."""
         rng = np.random.default_rng(1)
@@ -302,7 +291,7 @@ class Run:
     def embed(self, trained: model.FirewallModel, kept: list[int], tokenizer: Tokenizer) -> None:
         """Load the embedding head into sentence-transformers and measure it against its teacher."""
         if "embedding" not in self._notes():
-            base = teaching.Teacher(self.e5, kept, tokenizer)
+            base = teaching.Teacher(self.e5, kept, teaching.prefix(tokenizer))
             texts = [row.text for row in self.rows("calib")]
             figures = embedding.measure(trained, self.out / "tokenizer.json", base, texts, self.folder)
             self._note("embedding", figures)
@@ -318,7 +307,7 @@ class Run:
             print(f"{name}: {figures}")
 
 
-def _ablation(ways: dict[str, npt.NDArray[np.float64]], windows: encode.Windows) -> dict[str, float]:
+def _ablation(ways: dict[str, npt.NDArray[np.float64]], windows: Windows) -> dict[str, float]:
     """What each way of scoring reaches, float64 (n,) of calibration windows."""
     attack = (windows.label != BENIGN) & windows.certain
     benign = windows.label == BENIGN
@@ -330,8 +319,30 @@ def _ablation(ways: dict[str, npt.NDArray[np.float64]], windows: encode.Windows)
     return out
 
 
+def course(options: argparse.Namespace) -> Course:
+    """What the command line says about training."""
+    fitting = FitOptions(
+        epochs=options.epochs,
+        minutes=options.minutes,
+        seed=options.seed,
+        rate=options.rate,
+        attack_share=options.attack_share,
+        benign_share=options.benign_share,
+        batch_tokens=options.batch_tokens,
+        batch_windows=options.batch_tokens // 48,
+    )
+    return Course(
+        fitting,
+        layers=options.layers,
+        teacher_share=options.teacher_share,
+        guide_minutes=options.guide_minutes,
+        guide_epochs=options.epochs,
+        mine=options.mine,
+    )
+
+
 def train(options: argparse.Namespace) -> Path:
-    """All steps in order; returns the artifact folder."""
+    """All steps in order; returns the artifact folder, or with `--pack` the run's folder, ready to train elsewhere."""
     run = Run(options)
     began = time.monotonic()
     run.corpus()
@@ -339,6 +350,11 @@ def train(options: argparse.Namespace) -> Path:
     windows = run.windows("train", tokenizer)
     calib = run.windows("calib", tokenizer)
     print(f"windows: {len(windows)} train, {len(calib)} calib", flush=True)
+    if options.pack:
+        always = np.flatnonzero(run.always(windows)).tolist()
+        parcel = Parcel(course(options), teaching.prefix(tokenizer), always, *run.origins(windows))
+        pack(run.folder, e5_file.fetch(options.cache), kept, parcel)
+        return run.folder
     trained = run.fit(windows, kept, tokenizer)
     run.export(trained)
     run.embed(trained, kept, tokenizer)
@@ -360,11 +376,18 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--exclude", type=Path, help=".npy of held-out shingle hashes; matching rows are dropped")
     parser.add_argument("--data", type=Path, help="your own labelled rows, JSONL")
     parser.add_argument("--cache", type=Path, default=CACHE, help="where downloads are kept")
+    parser.add_argument("--pack", action="store_true", help="stop before training; training.learn then trains anywhere")
     parser.add_argument("--start", type=Path, help="artifact or finished run to go on from")
     parser.add_argument("--rate", type=float, default=2e-4, help="highest learning rate; less with --start")
     parser.add_argument("--attack-share", type=float, default=0.6, help="attack windows an epoch sees, own ones apart")
     parser.add_argument("--benign-share", type=float, default=0.25, help="benign windows an epoch sees, own ones apart")
-    parser.add_argument("--mine", type=float, default=0.45, help="with --start: benign windows searched for hard ones")
+    parser.add_argument(
+        "--mine", type=float, default=0.45, help="benign windows searched for hard ones, with a guide or --start"
+    )
+    parser.add_argument(
+        "--guide-minutes", type=float, default=0.0, help="train a model of full depth first, to learn from"
+    )
+    parser.add_argument("--batch-tokens", type=int, default=3_072, help="padded tokens of a batch; more on a GPU")
     parser.add_argument("--layers", type=int, default=8, choices=sorted(model.KEPT_LAYERS))
     parser.add_argument("--vocabulary", type=int, default=70_000, help="pieces of the base's vocabulary to keep")
     parser.add_argument("--row-windows", type=int, default=5, help="windows of one row to train on at most")

@@ -44,6 +44,8 @@ CACHE = Path.home() / ".cache" / "semantic-firewall" / "sources"
 # Of easy sources most rows are left over by the cap. Some of them make calibration's benign side larger, because a
 # false-positive rate of 0.1 % needs thousands of benign texts.
 SPARE_PER_KIND = 400
+# More composed rows than this would drown the calibration's real ones.
+CALIB_COMPOSED = 1_500
 # Options that decide what the data are; paths of this machine stay out of the report.
 _RECORDED = ("composed", "augment_share", "calib_share", "limit", "offline_written_only", "seed")
 # Typical share of the time by step, for the estimate of what is left.
@@ -162,7 +164,8 @@ def build(options: argparse.Namespace) -> dict[str, Any]:
     progress.begin("compose", f"{options.composed} train rows")
     share = options.calib_share / (1 - options.calib_share)
     train = _with_composed(train, own_train, options.composed, options.seed)
-    calib = _with_composed(calib, own_calib, round(options.composed * share), options.seed + 1)
+    composed = min(round(options.composed * share), CALIB_COMPOSED)
+    calib = _with_composed(calib, own_calib, composed, options.seed + 1)
     # Whole groups only: a spare row whose relative is trained on would flatter the calibration.
     trained = {row.group for row in train}
     calib += [row for row in left_over if row.group not in trained]

@@ -35,7 +35,7 @@ _PARTS = {
     "fo": "output.dense",
     "oln": "output.LayerNorm",
 }
-_BATCH_TOKENS = 8_192
+_BATCH_TOKENS = 8_192 if not torch.cuda.is_available() else 131_072
 
 
 def build(e5: E5, kept: Sequence[int]) -> BertModel:
@@ -66,13 +66,19 @@ def build(e5: E5, kept: Sequence[int]) -> BertModel:
     return model
 
 
+def prefix(tokenizer: Tokenizer) -> list[int]:
+    """The tokens of what the base wants before a text."""
+    return [int(token) for token in tokenizer.encode(PREFIX.strip(), add_special_tokens=False).ids]
+
+
 class Teacher:
     """Embeds windows of token ids with the base. `vectors` gives float32 (n, hidden), L2-normalised."""
 
-    def __init__(self, e5: E5, kept: Sequence[int], tokenizer: Tokenizer) -> None:
-        self._model = build(e5, kept)
+    def __init__(self, e5: E5, kept: Sequence[int], prefix: Sequence[int]) -> None:
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._model = build(e5, kept).to(self._device)
         self._pad_id = e5.pad_id
-        self._prefix = tokenizer.encode(PREFIX.strip(), add_special_tokens=False).ids
+        self._prefix = list(prefix)
 
     def vectors(self, windows: Sequence[npt.NDArray[np.int32]]) -> npt.NDArray[np.float32]:
         """Embed windows (specials included), the prefix put in after the first token."""
@@ -85,11 +91,12 @@ class Teacher:
                 chosen = order[at : at + size]
                 batch = [[int(windows[i][0]), *self._prefix, *windows[i][1:].tolist()] for i in chosen]
                 ids, mask = pad(batch, self._pad_id)
-                with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16_pays("cpu")):
+                ids, mask = ids.to(self._device), mask.to(self._device)
+                with torch.autocast(ids.device.type, torch.bfloat16, enabled=bfloat16_pays(ids.device.type)):
                     hidden = self._model(input_ids=ids, attention_mask=mask).last_hidden_state.float()
                 weights = mask.unsqueeze(-1)
                 pooled = (hidden * weights).sum(1) / weights.sum(1)
-                out[chosen] = nn.functional.normalize(pooled, dim=-1).numpy()
+                out[chosen] = nn.functional.normalize(pooled, dim=-1).cpu().numpy()
                 at += size
                 bar.update(len(chosen))
         return out

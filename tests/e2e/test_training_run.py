@@ -108,3 +108,21 @@ def test_no_text_of_the_corpus_ships_with_the_artifact(run: Path) -> None:
     rows = [json.loads(line) for line in (run / "run" / "corpus" / "train.jsonl").read_text().splitlines()]
     shipped = (run / "models" / "tiny" / "attacks.jsonl").read_text()
     assert not any(row["text"][:40] in shipped for row in rows if len(row["text"]) > 40)
+
+
+def test_a_pruned_base_reads_like_the_whole_one(tmp_path: Path) -> None:
+    path = e5_file.fetch(pipeline.CACHE)
+    kept = [0, 1, 2, 3, *range(1_000, 1_500), 249_000]
+    e5_file.prune(path, kept, tmp_path / "base.bin")
+    whole, pruned = e5_file.read(path), e5_file.read(tmp_path / "base.bin")
+    assert pruned.pieces == [whole.pieces[i] for i in kept]
+    assert pruned.scores == [whole.scores[i] for i in kept]
+    assert pruned.charsmap == whole.charsmap
+    for name, values in whole.tensors.items():
+        wanted = values[kept] if name == "emb.word" else values
+        assert np.array_equal(pruned.tensors[name], wanted), name
+
+
+def test_a_base_cannot_be_pruned_of_its_special_pieces(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="special pieces"):
+        e5_file.prune(e5_file.fetch(pipeline.CACHE), range(5, 100), tmp_path / "base.bin")
