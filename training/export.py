@@ -10,14 +10,16 @@ import numpy.typing as npt
 import onnx
 import onnxruntime as ort
 import torch
+from onnx import numpy_helper
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from torch.export import Dim
 
+from service.scoring.session import open_session
 from training.model import FirewallModel, pad
 
 log = logging.getLogger(__name__)
 
-OPSET = 18
+OPSET = 20
 INPUTS = ("input_ids", "attention_mask")
 OUTPUTS = ("logits", "sentence_embedding")
 PARITY_LIMIT = 1e-4
@@ -83,6 +85,11 @@ def quantise(source: Path, target: Path) -> None:
         weight_type=QuantType.QUInt8,
         op_types_to_quantize=["MatMul", "Gemm", "Gather"],
     )
+    model = onnx.load(str(target))
+    for tensor in model.graph.initializer:
+        if tensor.data_type == onnx.TensorProto.UINT8:  # raw bytes, which serving can rewrite in place
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor), tensor.name))
+    onnx.save(model, str(target))
 
 
 def strip_weights(source: Path, target: Path) -> None:
@@ -98,9 +105,7 @@ class OnnxWindows:
     """Runs an ONNX file over windows, for calibration and measurements; two threads or what is given."""
 
     def __init__(self, path: Path, pad_id: int, threads: int = 0, *, quiet: bool = False) -> None:
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        self._session = open_session(path, threads)
         self._pad_id = pad_id
         self._quiet = quiet
 

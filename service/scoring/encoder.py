@@ -12,6 +12,7 @@ import onnxruntime as ort
 
 from service.errors import ArtifactError
 from service.scoring.artifact import Artifact
+from service.scoring.session import open_session
 
 Floats = npt.NDArray[np.float32]
 
@@ -42,17 +43,10 @@ class Encoder:
     """
 
     def __init__(self, artifact: Artifact, threads: int = 0) -> None:
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        # Spinning worker threads would take the cores from the event loop between batches.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.add_session_config_entry("session.inter_op.allow_spinning", "0")
-        options.log_severity_level = 3
         wanted = [p for p in ("CUDAExecutionProvider", "CPUExecutionProvider") if p in ort.get_available_providers()]
         path = artifact.model_path
         try:
-            self._session = ort.InferenceSession(str(path), options, providers=wanted)
+            self._session = open_session(path, threads, wanted)
         except Exception as error:  # onnxruntime raises many types, none of them public
             raise ArtifactError(f"{path}: ONNX Runtime cannot load it ({type(error).__name__})") from error
         outputs = {output.name for output in self._session.get_outputs()}
