@@ -22,8 +22,7 @@ from training.windows import OnDevice, Windows, alone, batches
 SAVE_EVERY_S = 120.0
 BATCH_TOKENS = 4_096
 BATCH_WINDOWS = 96
-
-
+# The share of the scored windows that are hard enough to be trained on in every epoch.
 KEEP = 0.25
 
 
@@ -49,9 +48,10 @@ def score(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to(device).eval()
     shelf = OnDevice(windows, pad_id, device)
+    times = 1 if device.type == "cpu" else 16
     saved = time.monotonic()
     with tqdm(total=len(left), desc="mining", unit="window", mininterval=10) as bar, torch.inference_mode():
-        for batch in batches(windows.lengths[left], BATCH_TOKENS, BATCH_WINDOWS, rng):
+        for batch in batches(windows.lengths[left], BATCH_TOKENS * times, BATCH_WINDOWS * times, rng):
             chosen = left[batch]
             with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16_pays(device.type)):
                 logits, _ = model(*shelf.batch(alone(chosen)))
