@@ -107,13 +107,14 @@ def neighbour_cosine(rows: Sequence[Row], artifact: Path) -> float:
 
 def examine(train: Sequence[Row], calib: Sequence[Row], artifact: Path | None) -> dict[str, Any]:
     """All figures."""
-    composed = [[row for row in rows if row.source == "composed" and row.span] for rows in (train, calib)]
-    written = [[row for row in rows if row.source.startswith("written")] for rows in (train, calib)]
+    splits = train, calib
+    composed = tuple([row for row in rows if row.source == "composed" and row.span] for rows in splits)
+    written = tuple([row for row in rows if row.source.startswith("written")] for rows in splits)
     found: dict[str, Any] = {"rows": {"train": len(train), "calib": len(calib)}, "leaks": {}, "diversity": {}}
     for name, (some, judged) in {"composed": composed, "written": written}.items():
         found["leaks"][f"{name}, length only"] = leak(some, judged, length_features)
         found["leaks"][f"{name}, punctuation only"] = leak(some, judged, punctuation_features)
-    found["leaks"]["composed, carrier only"] = leak(*composed, carrier_features)
+    found["leaks"]["composed, carrier only"] = leak(composed[0], composed[1], carrier_features)
     rng = np.random.default_rng(1)
     for name, rows in {"composed": composed[0], "written": written[0]}.items():
         for label, some in {

@@ -2,7 +2,7 @@
 
 `python -m training.study RUN` reads what `training.pipeline --pack` left. *Leave one source out*: the share of the
 attacks of a source that a model finds which saw neither the source nor rows composed of it, at 1 % false positives on
-the calibration's benign windows. *Ablation*: the calibration's recall without one ingredient. The trainings are far
+the calibration's benign texts. *Ablation*: the calibration's recall without one ingredient. The trainings are far
 shorter than a real one: the figures compare with each other, not with the artifact's.
 """
 
@@ -86,17 +86,25 @@ def run(trial: Trial, e5: E5, parcel: Parcel, windows: Windows, calib: Windows, 
     made = model.warm_start(e5, range(len(e5.pieces)), parcel.course.layers)
     with tempfile.TemporaryDirectory() as scratch:
         figures = fit.fit(made, chosen, None, Path(scratch), options, e5.pad_id, always[~left])
-    benign, sure = calib.label == BENIGN, (calib.label != BENIGN) & calib.certain
-    scores = score(made, calib, np.flatnonzero(benign | sure), e5.pad_id)
+    attack, scores = by_text(calib, score(made, calib, np.arange(len(calib)), e5.pad_id))
     found: dict[str, Any] = {"kind": trial.kind, "steps": figures["steps"], "windows": int((~left).sum())}
-    found["calib"] = _figures(scores[sure], scores[benign])
+    found["calib"] = _figures(scores[attack], scores[~attack])
     if trial.kind == "left out":
-        attack = left & (windows.label != BENIGN) & windows.certain
-        named = np.asarray([":" not in name and not name.endswith("+") for name in parcel.origins])
-        attack &= named[np.asarray(parcel.origin)]
-        unseen = score(made, windows, np.flatnonzero(attack), e5.pad_id)
-        found["unseen"] = _figures(unseen[attack], scores[benign])
+        plain = np.asarray([":" not in name and not name.endswith("+") for name in parcel.origins])
+        unseen = _only(windows, left & plain[np.asarray(parcel.origin)])
+        attacks, of_unseen = by_text(unseen, score(made, unseen, np.arange(len(unseen)), e5.pad_id))
+        found["unseen"] = _figures(of_unseen[attacks], scores[~attack])
     return found
+
+
+def by_text(windows: Windows, scores: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.float64]]:
+    """Whether each text attacks, bool (n,), and its highest window's score, float64 (n,)."""
+    _, text = np.unique(windows.row, return_inverse=True)
+    highest = np.full(text.max(initial=-1) + 1, -np.inf)
+    np.maximum.at(highest, text, scores)
+    attack = np.zeros(len(highest), np.bool_)
+    attack[text[windows.label != BENIGN]] = True
+    return attack, highest
 
 
 def score(
