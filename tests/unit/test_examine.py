@@ -8,21 +8,8 @@ from training import examine
 from training.corpus import Row
 
 WORDS = [
-    "tea",
-    "boat",
-    "lamp",
-    "river",
-    "stone",
-    "clock",
-    "paper",
-    "window",
-    "garden",
-    "train",
-    "cloud",
-    "violin",
-    "bread",
-    "salt",
-    "horse",
+    *("tea", "boat", "lamp", "river", "stone", "clock", "paper", "window"),
+    *("garden", "train", "cloud", "violin", "bread", "salt", "horse"),
 ]
 
 
