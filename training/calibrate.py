@@ -16,7 +16,7 @@ import numpy.typing as npt
 from service.firewall.text_score import window_logits
 from service.scoring.artifact import Calibration, Fusion, Threshold
 from training.corpus import BENIGN, LABELS, Row
-from training.metrics import threshold_at
+from training.metrics import recall_at, threshold_at
 
 Floats = npt.NDArray[np.float64]
 
@@ -25,6 +25,8 @@ RATES = (0.05, 0.02, 0.01, 0.005, 0.002, 0.001)
 ROLE_TEXTS = {0.001: 3_000, 0.002: 1_500, 0.005: 600, 0.01: 300, 0.02: 150, 0.05: 100}
 ROLES = ("user", "tool", "document", "system")
 LENGTH_POINTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+# The smaller of equal ones is taken.
+SIMILARITY_SHARES = (0.0, 0.125, 0.25, 0.5, 0.75, 1.0)
 _LENGTH_DRAWS = 4_000
 _LENGTH_RATE = 0.01
 
@@ -40,7 +42,11 @@ def fit_temperature(logits: npt.NDArray[np.float32], label: npt.NDArray[np.int64
 def fit_fusion(
     logits: npt.NDArray[np.float32], similarity: npt.NDArray[np.float32], attack: npt.NDArray[np.bool_], heat: float
 ) -> Fusion:
-    """Logistic regression by Newton's method, both classes weighted equally, a little ridge on the slopes."""
+    """Logistic regression by Newton's method, both classes weighted equally, a little ridge on the slopes.
+
+    The regression minds the middle, thresholds lie in the tail: of a few shares of the similarity's slope the one with
+    the best recall at 1 % and 0.1 % false positives is taken, none at all included.
+    """
     plain = Calibration(temperature=heat)
     odds = window_logits(logits, similarity, plain, BENIGN)
     # A saturated classifier would decide the slope by its few loudest windows.
@@ -59,7 +65,17 @@ def fit_fusion(
     if beta[1] <= 0 or beta[2] < 0:
         # Similarity that speaks against an attack would be noise: leave it out rather than reward distance.
         return Fusion(bias=float(beta[0]) if beta[1] > 0 else 0.0, classifier=max(float(beta[1]), 1.0), similarity=0.0)
-    return Fusion(bias=float(beta[0]), classifier=float(beta[1]), similarity=float(beta[2]))
+    mean = float(np.average(similarity, weights=weight))
+
+    def fused(share: float) -> Fusion:
+        slope = float(beta[2]) * share
+        return Fusion(float(beta[0]) + mean * (float(beta[2]) - slope), float(beta[1]), slope)
+
+    def recall(share: float) -> float:
+        score = window_logits(logits, similarity, Calibration(temperature=heat, fusion=fused(share)), BENIGN)
+        return sum(recall_at(score[attack], score[~attack], rate).value for rate in (0.01, 0.001))
+
+    return fused(max(SIMILARITY_SHARES, key=recall))
 
 
 def fit_length(logit: Floats, seed: int = 1) -> tuple[tuple[int, float], ...]:
