@@ -176,7 +176,13 @@ class _Request:
         caller.authorise((segment.role, segment.pointer) for segment in call.prompt.segments)
         texts = [segment.text for segment in call.prompt.segments]
         reserved = await gateway.tenancy.reserve(
-            caller, call.model, texts, call.max_output_tokens, call.choices, call.token_ids
+            caller,
+            call.model,
+            texts,
+            call.max_output_tokens,
+            call.choices,
+            call.token_ids,
+            billed=not (call.stored or call.counted_only),
         )
         self._ledger.reservation = reserved
         body = call.body
@@ -234,7 +240,7 @@ class _Request:
         call = self._ledger.call = await self._exchange.receive()
         texts = [segment.text for segment in call.prompt.segments]
         texts += [text for _, text in call.reply.texts] if call.reply else ()
-        self._ledger.reservation = await self._gateway.tenancy.reserve(caller, call.model, texts, 0)
+        self._ledger.reservation = await self._gateway.tenancy.reserve(caller, call.model, texts, 0, billed=False)
         prompts, verdicts = prompts_of(call), list[Verdict]()
         if self._gateway.prompts is None and (prompts or call.reply is None):
             raise GuardFailed("Detection is switched off (detection.enabled).")

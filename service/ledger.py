@@ -67,11 +67,13 @@ class Ledger:
         await self._books.audit.write(row)
 
     async def _settle(self) -> tuple[int, int]:
-        """Settle what the provider reported, else the prompt and what was delivered; return what is recorded."""
+        """Settle what the provider reported, else the prompt and what was delivered, or, where a model bills more than
+        it delivers, what was reserved; return what is recorded.
+        """
         reserved, call = self.reservation, self.call
         if reserved is None or call is None:
             return 0, 0
-        prompt_tokens = completion_tokens = 0
+        prompt_tokens = completion_tokens = cached_tokens = 0
         if call.stored:
             # What is kept was settled when it was made, however often it is looked at.
             await self._books.tenancy.settle(reserved, 0, 0)
@@ -79,11 +81,15 @@ class Ledger:
         try:
             if self.usage is not None:
                 prompt_tokens, completion_tokens = self.usage.prompt_tokens, self.usage.completion_tokens
+                cached_tokens = self.usage.cached_tokens
             elif self.answered or (self.forwarded and self.error != UpstreamUnreachable.code):
                 prompt_tokens = reserved.prompt_tokens
+                # What was thought and not delivered is billed all the same, and nobody said how much it was.
+                completion_tokens = reserved.output_tokens if reserved.hidden_output else 0
             if self.usage is None and self.release is not None:
                 texts = ["".join(parts) for parts in self.release.texts.values()]
-                completion_tokens = await self._books.tenancy.count(call.model, texts)
+                delivered = await self._books.tenancy.count(call.model, texts)
+                completion_tokens = max(completion_tokens, delivered)
                 if call.deferred:
                     # The model goes on, and nobody will tell what it used.
                     bound = reserved.max_output_tokens or call.max_output_tokens or 0
@@ -91,7 +97,7 @@ class Ledger:
         except Exception as error:
             log_unexpected(self._exchange.request_id, error)
         finally:
-            await self._books.tenancy.settle(reserved, prompt_tokens, completion_tokens)
+            await self._books.tenancy.settle(reserved, prompt_tokens, completion_tokens, cached_tokens)
         return prompt_tokens or reserved.prompt_tokens, completion_tokens
 
     def _row(self, prompt_tokens: int, completion_tokens: int) -> AuditRow:
