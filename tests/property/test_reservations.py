@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import subprocess
 import sys
 import uuid
 from collections.abc import AsyncIterator, Callable
@@ -225,13 +224,15 @@ async def server_counters(valkey_url: str) -> AsyncIterator[tuple[str, str, Cloc
 async def test_what_a_killed_worker_held_comes_back_when_its_leases_end(server_counters: Any) -> None:
     url, prefix, clock, counters = server_counters
     limit = Scope("", concurrency=5, tokens_per_day=500)
-    worker = subprocess.Popen([sys.executable, "-c", _WORKER, url, prefix], stdout=subprocess.PIPE, text=True)
+    worker = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", _WORKER, url, prefix, stdout=asyncio.subprocess.PIPE
+    )
     try:
         assert worker.stdout is not None
-        clock.now = int(await asyncio.to_thread(worker.stdout.readline))
+        clock.now = int(await worker.stdout.readline())
     finally:
         worker.kill()
-        worker.wait()
+        await worker.wait()
     outcome = await counters.reserve("before", "t", [limit], Amount(1))
     assert outcome.limit == "concurrency"
     clock.now += 31_000
