@@ -146,6 +146,7 @@ def providers_of(settings: Settings, session: SharedSession, count: Count) -> di
                 timeout_s=entry.timeout_s,
                 retries=entry.retries,
                 kind=entry.kind,
+                asks_usage=entry.stream_usage,
             )
     return made
 

@@ -111,7 +111,7 @@ class _Request:
         self._gateway = gateway
         self._exchange = exchange
         self._ledger = Ledger(gateway, exchange)
-        self._answer = Answer(self._ledger, exchange, gateway.issued)
+        self._answer = Answer(self._ledger, exchange, gateway.issued, gateway.tenancy)
         self._reply: Reply | None = None
 
     # -- the frame ---------------------------------------------------------------------------------------------------
@@ -188,6 +188,10 @@ class _Request:
         body = call.body
         if reserved.max_output_tokens is not None:
             body = exchange.wire.clamp(call, reserved.max_output_tokens)
+        if not call.reports_usage and provider.asks_usage:
+            # What was really used is what is settled; the caller sees no more of it than it asked for.
+            body = exchange.wire.ask_usage(body)
+            self._ledger.hides_usage = True
         early = asyncio.ensure_future(self._forward(provider, body)) if gateway.overlap else None
         try:
             verdict = await self._judge_prompt(call.prompt)

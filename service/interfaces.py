@@ -38,8 +38,9 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     `references` must have been issued to the caller's tenant by the provider that is asked. `echoes` are strings of the
     request that replies of this protocol repeat beside the model's output. `deferred`: the model goes on working after
     the answer. `stored` is the id of what the call is about where it is about something kept: the provider that issued
-    it is asked, no model works and nothing is generated; nor is it where `counted_only`. `method` and `path` are those
-    of the provider's side; an empty path is the protocol's own.
+    it is asked, no model works and nothing is generated; nor is it where `counted_only`. `reports_usage`: the reply
+    says what it used without being asked. `repeats_prompt`: the reply may begin with the prompt. `method` and `path`
+    are those of the provider's side; an empty path is the protocol's own.
     """
 
     model: str
@@ -58,6 +59,8 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     deferred: bool = False
     stored: str = ""
     counted_only: bool = False
+    reports_usage: bool = True
+    repeats_prompt: bool = False
     method: str = "POST"
     path: str = ""
 
@@ -82,6 +85,7 @@ class Piece(msgspec.Struct, frozen=True, kw_only=True):
     ends here for the caller (a finish reason), so that it waits for the whole verdict; `done` marks the very last
     event, which waits for the audit row; `failed` an error that the provider reports in its stream. `number` is the
     protocol's own number of the event, `issued` are ids in it by which the caller may ask for what the provider keeps.
+    `usage_only`: an event with nothing in it but `usage`.
     """
 
     raw: bytes
@@ -94,6 +98,7 @@ class Piece(msgspec.Struct, frozen=True, kw_only=True):
     ended: tuple[str, ...] = ()
     number: int | None = None
     issued: tuple[str, ...] = ()
+    usage_only: bool = False
 
 
 class Judged(msgspec.Struct, frozen=True, kw_only=True):
@@ -154,6 +159,9 @@ class Wire(Protocol):
 
     def clamp(self, call: Call, max_output_tokens: int) -> bytes:
         """The call's body with its output bounded, every other byte as it is."""
+
+    def ask_usage(self, body: bytes) -> bytes:
+        """A body of this protocol that asks for the usage of its stream, every other byte as it is."""
 
     def phrase(self, error: WireError) -> WireError:
         """The error with the status and type that this protocol's clients know it by."""
@@ -334,9 +342,10 @@ class Reply(Protocol):
 
 
 class Provider(Protocol):
-    """Somebody who answers calls."""
+    """Somebody who answers calls. `asks_usage`: may be asked for the usage of a stream that nobody asked it for."""
 
     name: str
+    asks_usage: bool
 
     async def open(
         self, path: str, body: bytes, *, stream: bool, headers: Mapping[str, str], method: str = "POST"

@@ -31,7 +31,8 @@ class Books(Protocol):
 class Ledger:
     """Filled in while the request is on its way. `closing` is set once its end has begun; `forwarded` is when the
     provider was called (0.0: not at all), `answered` whether an answer of it began. `system_texts` are the call's own
-    and those of the turns it goes on from; `echo_judge` is for what only repeats one of `echoes`.
+    and those of the turns it goes on from; `hides_usage`: the provider was asked for what the caller did not ask for;
+    `echo_judge` is for what only repeats one of `echoes`.
     """
 
     def __init__(self, books: Books, exchange: Exchange) -> None:
@@ -51,6 +52,7 @@ class Ledger:
         self.echoes: frozenset[str] = frozenset()
         self.release: Release | None = None
         self.usage: Usage | None = None
+        self.hides_usage = False
         self.forwarded = 0.0
         self.answered = False
         self.judge_s = self.upstream_s = self.reply_judge_s = 0.0

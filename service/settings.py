@@ -52,7 +52,9 @@ class Auth(_Strict, frozen=True, kw_only=True):
 
 
 class Provider(_Strict, frozen=True, kw_only=True):
-    """One LLM provider. `timeout_s` is its longest silence, the first byte included."""
+    """One LLM provider. `timeout_s` is its longest silence, the first byte included. `stream_usage`: streams of chat
+    completions are asked for their usage, whether the caller does or not.
+    """
 
     name: Annotated[str, Meta(min_length=1)]
     kind: Literal["openai", "anthropic", "sandbox"]
@@ -62,6 +64,7 @@ class Provider(_Strict, frozen=True, kw_only=True):
     connect_timeout_s: PositiveSeconds = 5.0
     timeout_s: PositiveSeconds = 120.0
     retries: Annotated[int, Meta(ge=0, le=10)] = 1
+    stream_usage: bool = True
 
 
 class Actions(_Strict, frozen=True, kw_only=True):
