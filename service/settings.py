@@ -181,6 +181,7 @@ class Counters(_Strict, frozen=True, kw_only=True):
     """Where quotas are counted: in this process, or in Valkey or Redis. `on_error` is for when that does not answer."""
 
     url: Annotated[str, Meta(pattern=r"^(memory://|valkeys?://.+|rediss?://.+)$")] = "memory://"
+    password_env: str = ""
     on_error: OnError = "block"
 
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+import os
 from collections.abc import Sequence
 from typing import Literal
+from urllib.parse import urlsplit
 
 import structlog
 
@@ -34,10 +36,14 @@ def check(settings: Settings) -> None:
     """Refuse limits that cannot be kept. Raises ConfigError naming the key."""
     model_table.check(settings)
     if not settings.counters.url.startswith("memory:"):
+        name = settings.counters.password_env
+        if name and name not in os.environ:
+            raise ConfigError(f"counters.password_env: environment variable {name} is not set")
         try:
-            ValkeyCounters(settings.counters.url)
+            if urlsplit(settings.counters.url).password is not None:
+                raise ConfigError("counters.url: no password belongs here; name its variable in counters.password_env")
+            counters_of(settings)
         except ValueError:
-            # Its own words would quote the address, which may hold a password.
             raise ConfigError("counters.url: not an address such as valkey://host:6379/0") from None
 
 
@@ -45,7 +51,8 @@ def counters_of(settings: Settings) -> Counters:
     """The configured backend. Nothing is connected yet."""
     if settings.counters.url.startswith("memory:"):
         return MemoryCounters()
-    return ValkeyCounters(settings.counters.url)
+    name = settings.counters.password_env
+    return ValkeyCounters(settings.counters.url, password=os.environ.get(name) if name else None)
 
 
 class Quota:
@@ -59,6 +66,8 @@ class Quota:
         self._lease_ms = lease_ms
         self._held: dict[str, str] = {}
         self._untold: dict[str, tuple[str, Amount]] = {}
+        self._behind = False
+        self._catching_up = asyncio.Lock()
         self._renewing: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -87,6 +96,8 @@ class Quota:
         if not scopes:
             return ()
         try:
+            if self._behind:
+                await self._catch_up()
             outcome = await self._counters.reserve(reservation_id, tenant, scopes, amount)
         except CountersFailed:
             if self._on_error == "block":
@@ -124,8 +135,19 @@ class Quota:
     async def renew(self) -> None:
         """Begin all leases anew, and tell what could not be told. Raises CountersFailed."""
         untold = [(name, tenant) for name, (tenant, _) in self._untold.items()]
-        await self._counters.renew([*self._held.items(), *untold])
-        await self._tell()
+        try:
+            await self._counters.renew([*self._held.items(), *untold])
+            await self._tell()
+        except CountersFailed:
+            self._behind = True
+            raise
+        self._behind = False
+
+    async def _catch_up(self) -> None:
+        """The backend was away for a while: what still runs here is not to lapse for that."""
+        async with self._catching_up:
+            if self._behind:
+                await self.renew()
 
     async def _tell(self) -> None:
         for reservation_id, (tenant, used) in list(self._untold.items()):
@@ -137,8 +159,9 @@ class Quota:
             await asyncio.sleep(self._lease_ms / 1e3 / _PER_LEASE)
             try:
                 await self.renew()
-            except CountersFailed:
-                _log.warning("leases not renewed", held=len(self._held), untold=len(self._untold))
+            except Exception as error:  # whatever it is: the next round must come
+                held, untold = len(self._held), len(self._untold)
+                _log.warning("leases not renewed", error=type(error).__name__, held=held, untold=untold)
 
 
 def _refusal(tenant: str, scope: Scope, outcome: Outcome, headers: Headers) -> LimitExceeded:

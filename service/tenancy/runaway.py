@@ -31,6 +31,7 @@ class RunawayWatch:
         self._tokens = 0
         self._uncounted: list[str] = []
         self._most = 0  # tokens that the uncounted texts can have: none is shorter than a byte
+        self._growing: set[str] = set()
         self._tails: dict[str, str] = {}
         self._new: dict[str, list[str]] = {}
         self._new_chars: dict[str, int] = {}
@@ -41,9 +42,11 @@ class RunawayWatch:
             # Not values complete in themselves, nor what says again what another channel has said.
             if text and "#" not in channel and channel[0] != "=" and channel[-1] != "=":
                 self._look_for_repetition(channel, text)
-                if self._allowed is not None:
+                # The first text of a channel may be all of it: what a provider's own search has found is no output.
+                if self._allowed is not None and channel in self._growing:
                     self._uncounted.append(text)
                     self._most += len(text) if text.isascii() else len(text.encode("utf-8", "replace"))
+                self._growing.add(channel)
         if self._allowed is not None and self._tokens + self._most > self._allowed:
             counted, self._uncounted, self._most = self._uncounted, [], 0
             self._tokens += await self._count(counted)

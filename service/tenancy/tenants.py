@@ -136,7 +136,7 @@ class Tenants:
         facts = self._models.find(model)
         if facts.context_tokens is not None and prompt > facts.context_tokens:
             raise ContextLengthExceeded(
-                f"This model reads {facts.context_tokens} tokens; the prompt has some {prompt}.", pointer="/messages"
+                f"This model reads {facts.context_tokens} tokens; the prompt has some {prompt}."
             )
         for each, whose in zip(limits, ("tenant", "key"), strict=False):
             if each.budget_usd_per_day is not None and not facts.priced:

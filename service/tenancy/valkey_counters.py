@@ -38,6 +38,7 @@ class ValkeyCounters:
         self,
         url: str,
         *,
+        password: str | None = None,
         prefix: str = "firewall",
         lease_ms: int = LEASE_MS,
         timeout_s: float = TIMEOUT_S,
@@ -46,6 +47,7 @@ class ValkeyCounters:
     ) -> None:
         pool = BlockingConnectionPool.from_url(
             url,
+            password=password,
             max_connections=CONNECTIONS,
             timeout=timeout_s,
             socket_timeout=timeout_s,

@@ -58,6 +58,8 @@ def test_a_good_configuration_is_ok_and_nothing_is_made(config, tmp_path, capsys
         ("[server]\nprot = 80", "prot"),
         ('[storage]\nurl = "postgresql://db/firewall"', "storage.url"),
         ('[counters]\nurl = "valkey://localhost:port"', "counters.url"),
+        ('[counters]\nurl = "valkey://:word@localhost"', "counters.password_env"),
+        ('[counters]\nurl = "valkey://localhost"\npassword_env = "NOT_SET_2"', "counters.password_env"),
         ('[counters]\nurl = "memcached://localhost"', "$.counters.url"),
         ("[limits]\nbudget_usd_per_day = 5.0\n" + UNPRICED, "limits.budget_usd_per_day"),
         ("[limits]\nbudget_usd_per_day = nan", "$.limits.budget_usd_per_day"),

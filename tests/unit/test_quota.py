@@ -269,7 +269,7 @@ def test_limits_that_cannot_be_kept_are_refused_by_their_key(settings, key):
             models=(Model(name="llama-3", **{"input_usd_per_mtok": 0.1, "output_usd_per_mtok": 0.1}),),
         ),
         Settings(tenants=(Tenant(name="a", limits=BUDGET),), providers=(SANDBOX, UNPRICED)),
-        Settings(counters=Counters(url="rediss://user:word@host:6380/2")),
+        Settings(counters=Counters(url="rediss://user@host:6380/2")),
     ],
 )
 def test_a_budget_is_accepted_where_a_price_may_be_found(settings):

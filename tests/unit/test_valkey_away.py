@@ -6,9 +6,11 @@ import uuid
 
 import pytest
 
-from service.errors import CountersFailed
+from service.errors import CountersFailed, LimitExceeded
+from service.settings import Counters, Settings
 from service.tenancy.counters import Amount, Scope
 from service.tenancy.quota import Quota
+from service.tenancy.quota import counters_of as counters_from
 from service.tenancy.valkey_counters import ValkeyCounters
 from tests.valkey_server import valkey_server
 
@@ -85,6 +87,32 @@ async def test_a_settlement_that_was_not_taken_is_told_again(server):
     headers = await quota.reserve("b", "t", LIMIT, Amount(70))
     assert dict(headers)["x-ratelimit-remaining-tokens"] == "0"
     await quota.close()
+
+
+async def test_what_still_runs_does_not_lapse_because_its_counters_were_away(server):
+    clock = [1_700_000_000_000]
+    quota = Quota(counters_of(server, pause_s=0.0, timeout_s=0.2, clock=lambda: clock[0]))
+    await quota.reserve("a", "t", LIMIT, Amount(100))
+    server.process.send_signal(signal.SIGSTOP)
+    with pytest.raises(CountersFailed):
+        await quota.renew()
+    server.process.send_signal(signal.SIGCONT)
+    clock[0] += 600_000
+    with pytest.raises(LimitExceeded):
+        await quota.reserve("b", "t", LIMIT, Amount(1))
+    await quota.settle("a", Amount(0))
+    await quota.close()
+
+
+async def test_a_password_is_used(server, monkeypatch):
+    client = ValkeyCounters(server.url, prefix="x")
+    await client._client.config_set("requirepass", "a-word")
+    await client.close()
+    monkeypatch.setenv("COUNTERS_PASSWORD", "a-word")
+    right = Settings(counters=Counters(url=server.url, password_env="COUNTERS_PASSWORD"))
+    await counters_from(right).ping()
+    with pytest.raises(CountersFailed):
+        await counters_from(Settings(counters=Counters(url=server.url))).ping()
 
 
 async def test_a_server_that_forgot_its_scripts_is_told_them_again(server):
