@@ -183,6 +183,7 @@ def connect(settings: Settings) -> Parts:
         digest=digest,
         deadline_s=settings.detection.deadline_s,
     )
+    metrics.watch("reservations", "Reservations that are not settled", quota.in_flight)
     gateway = Gateway(
         tenancy=tenants,
         prompts=model.guard if model else None,
