@@ -56,6 +56,29 @@ async def test_a_server_that_does_not_answer_is_given_up_on(server):
     await quota.close()
 
 
+async def test_of_many_at_once_nobody_is_left_waiting(server):
+    quota = Quota(counters_of(server, timeout_s=0.2, pause_s=0.0))
+    server.process.send_signal(signal.SIGSTOP)
+    try:
+        async with asyncio.timeout(TOO_LONG_S):
+            asked = (quota.reserve(str(number), "t", LIMIT, Amount(1)) for number in range(500))
+            answers = await asyncio.gather(*asked, return_exceptions=True)
+    finally:
+        server.process.send_signal(signal.SIGCONT)
+    assert all(isinstance(answer, CountersFailed) for answer in answers)
+    await quota.ping()
+    await quota.close()
+
+
+async def test_many_at_once_are_each_answered_with_their_own(server):
+    quota = Quota(counters_of(server, timeout_s=TOO_LONG_S))
+    limits = [[Scope("", tokens_per_day=number)] for number in range(1, 501)]
+    asked = (quota.reserve(f"r{n}", f"t{n}", limit, Amount(1)) for n, limit in enumerate(limits))
+    answers = [dict(headers) for headers in await asyncio.gather(*asked)]
+    assert [int(each["x-ratelimit-remaining-tokens"]) for each in answers] == list(range(500))
+    await quota.close()
+
+
 async def test_after_a_failure_nobody_asks_for_a_while(server):
     counters = counters_of(server, pause_s=1e9)
     server.stop()
