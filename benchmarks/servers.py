@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -75,6 +76,21 @@ log_level = "error"
             port = _announced(process.stdout)
             _wait_for(port, process)
             yield Server(process, port)
+
+
+@contextlib.contextmanager
+def counters_server() -> Iterator[str | None]:
+    """The address of a Valkey or Redis that keeps nothing; None where neither is installed."""
+    program = shutil.which("valkey-server") or shutil.which("redis-server")
+    if program is None:
+        yield None
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        port = _free_port()
+        command = [program, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", folder]
+        with _started([*command, "--loglevel", "warning"], os.environ.copy()) as process:
+            _wait_for(port, process)
+            yield f"valkey://127.0.0.1:{port}/0"
 
 
 @contextlib.contextmanager

@@ -322,6 +322,37 @@ def _credentials(figures: dict[str, Any]) -> list[str]:
     ]
 
 
+def _quota(figures: dict[str, Any]) -> list[str]:
+    backends = figures["backends"]
+    costs = [
+        (name, _three(found["ms"]), f"{found['goal_ms']:g}", "met" if found["met"] else "missed")
+        for name, found in backends.items()
+    ]
+    runs = [
+        (
+            f"{name}, {run['clients']} callers",
+            f"{run['attempts']:,}",
+            f"{run['granted']:,}",
+            f"{run['cancelled']:,}",
+            str(run["overspent"]),
+            str(run["unaccounted_tokens"]),
+            number(run["per_second"], 0),
+        )
+        for name, found in backends.items()
+        for run in found["callers"]
+    ]
+    return [
+        "A reservation over all five limits of a tenant and of a key, and its settlement, by one caller; Valkey or "
+        "Redis is a server on the same machine.",
+        table(("where", "ms p50 / p95 / p99", "goal at p50", ""), costs),
+        "Callers at once reserve, hold, settle, or are cancelled in the middle, against limits on concurrency, tokens "
+        f"and money of about half of what they want; in Valkey through {figures['workers']} clients of it, as workers "
+        "have. *Overspent* counts grants after which more was held than a limit allows, *unaccounted* is what the "
+        "counters hold in the end beside what was settled. The goal of both is 0.",
+        table(("", "attempts", "granted", "cancelled", "overspent", "unaccounted tokens", "per second"), runs),
+    ]
+
+
 _SECTIONS = {
     "recall": _recall,
     "evasion": _evasion,
@@ -330,4 +361,5 @@ _SECTIONS = {
     "hostile": _hostile,
     "leakage": _leakage,
     "credentials": _credentials,
+    "quota": _quota,
 }

@@ -6,12 +6,13 @@ import asyncio
 from collections.abc import Sequence
 from time import perf_counter
 
-from service.errors import PayloadTooLarge, StorageFailed, UpstreamInvalid, WireError, to_wire
+from service.errors import PayloadTooLarge, RunawayReply, StorageFailed, UpstreamInvalid, WireError, to_wire
 from service.firewall.verdict import Finding, Verdict, decide
-from service.interfaces import Call, Exchange, IssuedIds, Piece, Reply, StreamReader, Usage
+from service.interfaces import Call, Exchange, IssuedIds, Piece, Reply, StreamReader, Tenancy, Usage
 from service.ledger import Ledger
 from service.release import Release
 from service.tenancy.issued import Origin
+from service.tenancy.runaway import RunawayWatch
 
 _INLINE_BYTES = 65_536  # larger replies are parsed in a thread
 _SLICE_BYTES = 4_096  # of a stream, read at once
@@ -20,10 +21,11 @@ _SLICE_BYTES = 4_096  # of a stream, read at once
 class Answer:
     """Writes one answer; its audit row is durable before the answer ends."""
 
-    def __init__(self, ledger: Ledger, exchange: Exchange, issued: IssuedIds) -> None:
+    def __init__(self, ledger: Ledger, exchange: Exchange, issued: IssuedIds, tenancy: Tenancy) -> None:
         self._ledger = ledger
         self._exchange = exchange
         self._issued = issued
+        self._tenancy = tenancy
         self._recorded: set[str] = set()
 
     async def refuse(self, error: WireError, action: str) -> None:
@@ -107,12 +109,12 @@ class Answer:
     async def _streaming(self, reply: Reply) -> None:
         exchange = self._exchange
         release = self._open()
-        reader = exchange.wire.open_stream()
+        reader, watch = exchange.wire.open_stream(), self._watch()
         tail = last = b""
         try:
             await release.take_headers(reply.headers)
             async for chunk in reply.chunks():
-                tail += await self._take_chunk(chunk, reader, release)
+                tail += await self._take_chunk(chunk, reader, release, watch)
                 out = release.cleared()
                 if release.blocked:
                     break
@@ -120,10 +122,13 @@ class Answer:
                     await self._begin_stream(reply, release)
                     await exchange.send(out)
             else:
-                tail += await self._take(reader.finish(), release)
+                tail += await self._take(reader.finish(), release, watch)
                 if not release.blocked:
                     await release.finish()
                     last = release.cleared()
+        except RunawayReply:
+            await reply.close()  # first of all: every further token would be billed
+            raise
         finally:
             self._ledger.upstream_s = perf_counter() - self._ledger.forwarded
             self._ledger.reply_judge_s = release.judge_s
@@ -138,7 +143,7 @@ class Answer:
         await self._begin_stream(reply, release)
         await exchange.end(last + tail)
 
-    async def _take_chunk(self, chunk: bytes, reader: StreamReader, release: Release) -> bytes:
+    async def _take_chunk(self, chunk: bytes, reader: StreamReader, release: Release, watch: RunawayWatch) -> bytes:
         """Read a chunk in slices: one may hold a thousand events, and others want their turn."""
         tail = b""
         for start in range(0, len(chunk), _SLICE_BYTES):
@@ -146,14 +151,13 @@ class Answer:
                 await asyncio.sleep(0)
             part = chunk[start : start + _SLICE_BYTES]
             large = reader.kept_bytes > _INLINE_BYTES
-            tail += await self._take(
-                await asyncio.to_thread(reader.feed, part) if large else reader.feed(part), release
-            )
+            pieces = await asyncio.to_thread(reader.feed, part) if large else reader.feed(part)
+            tail += await self._take(pieces, release, watch)
             if release.blocked:
                 break
         return tail
 
-    async def _take(self, pieces: list[Piece], release: Release) -> bytes:
+    async def _take(self, pieces: list[Piece], release: Release, watch: RunawayWatch) -> bytes:
         """Give the pieces to the judge; return the bytes of the last event, which waits for the audit row."""
         tail = b""
         for piece in pieces:
@@ -161,6 +165,8 @@ class Answer:
                 self._ledger.usage = piece.usage
             if piece.failed:
                 self._ledger.error = "upstream_error"
+            if piece.usage_only and self._ledger.hides_usage:
+                continue
             if piece.done:
                 tail += piece.raw
                 continue
@@ -168,7 +174,18 @@ class Answer:
             await release.take(piece)
             if release.blocked:
                 break
+            await watch.take(piece.texts)
         return tail
+
+    def _watch(self) -> RunawayWatch:
+        """Counts what is delivered against what was reserved for it."""
+        call, reserved = self._ledger.call, self._ledger.reservation
+        assert call is not None
+        assert reserved is not None
+        bound = reserved.output_tokens or None
+        if bound is not None and call.repeats_prompt:
+            bound += reserved.prompt_tokens * call.choices
+        return RunawayWatch(bound, lambda texts: self._tenancy.count(call.model, texts))
 
     async def _begin_stream(self, reply: Reply, release: Release) -> None:
         if self._exchange.started:

@@ -47,7 +47,7 @@ from service.settings import Settings, load
 from service.telemetry.metrics import Metrics
 from service.tenancy.issued import IssuedIds
 from service.tenancy.keys import Keys, load_root
-from service.tenancy.quota import Quota
+from service.tenancy.quota import Quota, counters_of
 from service.tenancy.tenants import Tenants
 from service.tenancy.tokens import TokenCounter
 from service.upstream.client import HttpProvider, SharedSession
@@ -146,6 +146,7 @@ def providers_of(settings: Settings, session: SharedSession, count: Count) -> di
                 timeout_s=entry.timeout_s,
                 retries=entry.retries,
                 kind=entry.kind,
+                asks_usage=entry.stream_usage,
             )
     return made
 
@@ -169,7 +170,8 @@ def connect(settings: Settings) -> Parts:
     audit = AuditLog(rows, settings.storage.on_error, rows.add_at_once)
     counter, session, metrics = TokenCounter(), SharedSession(), Metrics()
     keys = Keys(store, root) if settings.auth.mode == "keys" else None
-    tenants = Tenants(settings, counter, Quota(), keys)
+    quota = Quota(counters_of(settings), settings.counters.on_error)
+    tenants = Tenants(settings, counter, quota, keys)
     model = _Model(settings) if settings.detection.enabled or settings.leakage.stream != "exact" else None
     facts = model.facts if model else {}
     metrics.describe(**facts)
@@ -181,6 +183,7 @@ def connect(settings: Settings) -> Parts:
         digest=digest,
         deadline_s=settings.detection.deadline_s,
     )
+    metrics.watch("reservations", "Reservations that are not settled", quota.in_flight)
     gateway = Gateway(
         tenancy=tenants,
         prompts=model.guard if model else None,
@@ -196,6 +199,7 @@ def connect(settings: Settings) -> Parts:
     async def start() -> None:
         await store.open()
         await counter.warm()
+        quota.start()
         if model is not None:
             model.batcher.start()
 
@@ -206,13 +210,14 @@ def connect(settings: Settings) -> Parts:
         if model is not None:
             await model.close()
         counter.close()
+        await quota.close()
         await store.close()
 
     return Parts(
         gateway=gateway,
         exposition=metrics.exposition,
         facts=facts,
-        checks={"storage": store.ping},
+        checks={"storage": store.ping, "counters": quota.ping},
         start=[start],
         stop=[stop],
     )

@@ -19,10 +19,12 @@ A block is a value (`firewall.verdict.Verdict`), never an exception; these are f
     │   ├── Overloaded                 the scoring queue is full
     │   ├── DeadlineExceeded           a guard did not answer in time
     │   ├── GuardFailed                a guard broke while judging
-    │   └── StorageFailed              the audit store did not take the row
+    │   ├── StorageFailed              the audit store did not take the row
+    │   └── CountersFailed             quotas cannot be counted
     └── UpstreamError             the provider failed (502)
         ├── UpstreamUnreachable   502
         ├── UpstreamTimeout       504
+        ├── RunawayReply          502  a stream past its bound, or one that only repeats itself
         └── UpstreamInvalid       502  a reply that cannot be parsed, and so cannot be judged
 """
 
@@ -156,6 +158,12 @@ class StorageFailed(UnavailableError):
     code = "storage_failed"
 
 
+class CountersFailed(UnavailableError):
+    """Quotas cannot be counted: their server does not answer."""
+
+    code = "counters_failed"
+
+
 class UpstreamError(FirewallError):
     """The provider failed."""
 
@@ -174,6 +182,12 @@ class UpstreamTimeout(UpstreamError):
 
     status = 504
     code = "upstream_timeout"
+
+
+class RunawayReply(UpstreamError):
+    """A stream is past its bound, or only repeats itself: it was cut."""
+
+    code = "runaway_reply"
 
 
 class UpstreamInvalid(UpstreamError):

@@ -111,7 +111,7 @@ class _Request:
         self._gateway = gateway
         self._exchange = exchange
         self._ledger = Ledger(gateway, exchange)
-        self._answer = Answer(self._ledger, exchange, gateway.issued)
+        self._answer = Answer(self._ledger, exchange, gateway.issued, gateway.tenancy)
         self._reply: Reply | None = None
 
     # -- the frame ---------------------------------------------------------------------------------------------------
@@ -176,12 +176,22 @@ class _Request:
         caller.authorise((segment.role, segment.pointer) for segment in call.prompt.segments)
         texts = [segment.text for segment in call.prompt.segments]
         reserved = await gateway.tenancy.reserve(
-            caller, call.model, texts, call.max_output_tokens, call.choices, call.token_ids
+            caller,
+            call.model,
+            texts,
+            call.max_output_tokens,
+            call.choices,
+            call.token_ids,
+            billed=not (call.stored or call.counted_only),
         )
         self._ledger.reservation = reserved
         body = call.body
         if reserved.max_output_tokens is not None:
             body = exchange.wire.clamp(call, reserved.max_output_tokens)
+        if not call.reports_usage and provider.asks_usage:
+            # What was really used is what is settled; the caller sees no more of it than it asked for.
+            body = exchange.wire.ask_usage(body)
+            self._ledger.hides_usage = True
         early = asyncio.ensure_future(self._forward(provider, body)) if gateway.overlap else None
         try:
             verdict = await self._judge_prompt(call.prompt)
@@ -234,7 +244,7 @@ class _Request:
         call = self._ledger.call = await self._exchange.receive()
         texts = [segment.text for segment in call.prompt.segments]
         texts += [text for _, text in call.reply.texts] if call.reply else ()
-        self._ledger.reservation = await self._gateway.tenancy.reserve(caller, call.model, texts, 0)
+        self._ledger.reservation = await self._gateway.tenancy.reserve(caller, call.model, texts, 0, billed=False)
         prompts, verdicts = prompts_of(call), list[Verdict]()
         if self._gateway.prompts is None and (prompts or call.reply is None):
             raise GuardFailed("Detection is switched off (detection.enabled).")

@@ -38,8 +38,9 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     `references` must have been issued to the caller's tenant by the provider that is asked. `echoes` are strings of the
     request that replies of this protocol repeat beside the model's output. `deferred`: the model goes on working after
     the answer. `stored` is the id of what the call is about where it is about something kept: the provider that issued
-    it is asked, no model works and nothing is generated. `method` and `path` are those of the provider's side; an empty
-    path is the protocol's own.
+    it is asked, no model works and nothing is generated; nor is it where `counted_only`. `reports_usage`: the reply
+    says what it used without being asked. `repeats_prompt`: the reply may begin with the prompt. `method` and `path`
+    are those of the provider's side; an empty path is the protocol's own.
     """
 
     model: str
@@ -57,15 +58,19 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     echoes: frozenset[str] = frozenset()
     deferred: bool = False
     stored: str = ""
+    counted_only: bool = False
+    reports_usage: bool = True
+    repeats_prompt: bool = False
     method: str = "POST"
     path: str = ""
 
 
 class Usage(msgspec.Struct, frozen=True):
-    """Tokens as the provider reports them."""
+    """Tokens as the provider reports them. `cached_tokens` are those of the prompt that cost less."""
 
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int = 0
 
 
 class Piece(msgspec.Struct, frozen=True, kw_only=True):
@@ -80,6 +85,7 @@ class Piece(msgspec.Struct, frozen=True, kw_only=True):
     ends here for the caller (a finish reason), so that it waits for the whole verdict; `done` marks the very last
     event, which waits for the audit row; `failed` an error that the provider reports in its stream. `number` is the
     protocol's own number of the event, `issued` are ids in it by which the caller may ask for what the provider keeps.
+    `usage_only`: an event with nothing in it but `usage`.
     """
 
     raw: bytes
@@ -92,6 +98,7 @@ class Piece(msgspec.Struct, frozen=True, kw_only=True):
     ended: tuple[str, ...] = ()
     number: int | None = None
     issued: tuple[str, ...] = ()
+    usage_only: bool = False
 
 
 class Judged(msgspec.Struct, frozen=True, kw_only=True):
@@ -152,6 +159,9 @@ class Wire(Protocol):
 
     def clamp(self, call: Call, max_output_tokens: int) -> bytes:
         """The call's body with its output bounded, every other byte as it is."""
+
+    def ask_usage(self, body: bytes) -> bytes:
+        """A body of this protocol that asks for the usage of its stream, every other byte as it is."""
 
     def phrase(self, error: WireError) -> WireError:
         """The error with the status and type that this protocol's clients know it by."""
@@ -214,7 +224,7 @@ class Caller(Protocol):
 
 
 class Reservation(Protocol):
-    """Tokens set aside for a call. `headers` tell the caller what is left."""
+    """Tokens and money set aside for a call. `headers` tell the caller what is left."""
 
     @property
     def prompt_tokens(self) -> int:
@@ -223,6 +233,14 @@ class Reservation(Protocol):
     @property
     def max_output_tokens(self) -> int | None:
         """What each choice must be clamped to; None where nothing needs to be."""
+
+    @property
+    def output_tokens(self) -> int:
+        """What was set aside for all choices together; 0 where nothing bounds them."""
+
+    @property
+    def hidden_output(self) -> bool:
+        """The model bills output that it does not deliver."""
 
     @property
     def headers(self) -> Sequence[tuple[str, str]]:
@@ -243,11 +261,14 @@ class Tenancy(Protocol):
         output_tokens: int | None,
         choices: int = 1,
         token_ids: int = 0,
+        *,
+        billed: bool = True,
     ) -> Reservation:
-        """Count the texts and set them and the longest reply aside. Raises LimitExceeded, ContextLengthExceeded.
+        """Count the texts and set them and the longest reply aside.
 
         `output_tokens` bounds all choices together; None where the caller set no bound. `token_ids` of the prompt's
-        tokens came as ids.
+        tokens came as ids. `billed` says that a model reads them. Raises LimitExceeded, ContextLengthExceeded,
+        Forbidden, CountersFailed.
         """
 
     async def count(self, model: str, texts: Sequence[str]) -> int:
@@ -256,7 +277,9 @@ class Tenancy(Protocol):
     def decode(self, model: str, ids: Sequence[int]) -> tuple[str, bool] | None:
         """The text of token ids and whether it is all of them; None where the model's encoding is not known."""
 
-    async def settle(self, reservation: Reservation, prompt_tokens: int, completion_tokens: int) -> None:
+    async def settle(
+        self, reservation: Reservation, prompt_tokens: int, completion_tokens: int, cached_tokens: int = 0
+    ) -> None:
         """Replace the reservation by what was used."""
 
 
@@ -319,9 +342,10 @@ class Reply(Protocol):
 
 
 class Provider(Protocol):
-    """Somebody who answers calls."""
+    """Somebody who answers calls. `asks_usage`: may be asked for the usage of a stream that nobody asked it for."""
 
     name: str
+    asks_usage: bool
 
     async def open(
         self, path: str, body: bytes, *, stream: bool, headers: Mapping[str, str], method: str = "POST"

@@ -31,7 +31,8 @@ class Books(Protocol):
 class Ledger:
     """Filled in while the request is on its way. `closing` is set once its end has begun; `forwarded` is when the
     provider was called (0.0: not at all), `answered` whether an answer of it began. `system_texts` are the call's own
-    and those of the turns it goes on from; `echo_judge` is for what only repeats one of `echoes`.
+    and those of the turns it goes on from; `hides_usage`: the provider was asked for what the caller did not ask for;
+    `echo_judge` is for what only repeats one of `echoes`.
     """
 
     def __init__(self, books: Books, exchange: Exchange) -> None:
@@ -51,6 +52,7 @@ class Ledger:
         self.echoes: frozenset[str] = frozenset()
         self.release: Release | None = None
         self.usage: Usage | None = None
+        self.hides_usage = False
         self.forwarded = 0.0
         self.answered = False
         self.judge_s = self.upstream_s = self.reply_judge_s = 0.0
@@ -67,11 +69,13 @@ class Ledger:
         await self._books.audit.write(row)
 
     async def _settle(self) -> tuple[int, int]:
-        """Settle what the provider reported, else the prompt and what was delivered; return what is recorded."""
+        """Settle what the provider reported, else the prompt and what was delivered, or, where a model bills more than
+        it delivers, what was reserved; return what is recorded.
+        """
         reserved, call = self.reservation, self.call
         if reserved is None or call is None:
             return 0, 0
-        prompt_tokens = completion_tokens = 0
+        prompt_tokens = completion_tokens = cached_tokens = 0
         if call.stored:
             # What is kept was settled when it was made, however often it is looked at.
             await self._books.tenancy.settle(reserved, 0, 0)
@@ -79,11 +83,15 @@ class Ledger:
         try:
             if self.usage is not None:
                 prompt_tokens, completion_tokens = self.usage.prompt_tokens, self.usage.completion_tokens
+                cached_tokens = self.usage.cached_tokens
             elif self.answered or (self.forwarded and self.error != UpstreamUnreachable.code):
                 prompt_tokens = reserved.prompt_tokens
+                # What was thought and not delivered is billed all the same, and nobody said how much it was.
+                completion_tokens = reserved.output_tokens if reserved.hidden_output else 0
             if self.usage is None and self.release is not None:
                 texts = ["".join(parts) for parts in self.release.texts.values()]
-                completion_tokens = await self._books.tenancy.count(call.model, texts)
+                delivered = await self._books.tenancy.count(call.model, texts)
+                completion_tokens = max(completion_tokens, delivered)
                 if call.deferred:
                     # The model goes on, and nobody will tell what it used.
                     bound = reserved.max_output_tokens or call.max_output_tokens or 0
@@ -91,7 +99,7 @@ class Ledger:
         except Exception as error:
             log_unexpected(self._exchange.request_id, error)
         finally:
-            await self._books.tenancy.settle(reserved, prompt_tokens, completion_tokens)
+            await self._books.tenancy.settle(reserved, prompt_tokens, completion_tokens, cached_tokens)
         return prompt_tokens or reserved.prompt_tokens, completion_tokens
 
     def _row(self, prompt_tokens: int, completion_tokens: int) -> AuditRow:

@@ -9,12 +9,14 @@ import shlex
 import socket
 import sys
 from asyncio import TimerHandle
+from collections.abc import Callable
 from typing import Any
 
 import uvicorn
 from litestar import Litestar
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from service import workers
 from service.errors import ConfigError, FirewallError
 from service.settings import Settings
 from service.telemetry import logs
@@ -28,18 +30,32 @@ SWITCH_INTERVAL_S = 0.0005
 
 def serve(settings: Settings) -> int:
     """Serve until stopped. Raises ConfigError and whatever else of the exception tree keeps it from starting."""
+    logs.configure(settings.telemetry.log_level)
+    listener = _listen(settings.server.host, settings.server.port)
+    with listener:
+        if settings.server.workers > 1:
+            return workers.supervise(serve_on, settings, listener)
+        return serve_on(settings, listener)
+
+
+def serve_on(settings: Settings, listener: socket.socket, started: Callable[[], bool] = lambda: True) -> int:
+    """Serve in this process, on a socket that is bound. `started` is called once it serves, and says whether this
+    process is to say so too. Raises as `serve` does.
+    """
     from service.app import create_app
 
     logs.configure(settings.telemetry.log_level)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    listener = _listen(settings.server.host, settings.server.port)
-    with listener:
-        port = listener.getsockname()[1]
-        app = _Application(create_app(settings))
-        server = _Server(uvicorn.Config(app, **_OPTIONS), lambda: welcome(settings, port, app.facts))
-        # uvicorn exits by itself, with a status of its own, where the application does not start.
-        with contextlib.suppress(SystemExit):
-            server.run(sockets=[listener])
+    port = listener.getsockname()[1]
+    app = _Application(create_app(settings))
+
+    def ready() -> str:
+        return welcome(settings, port, app.facts) if started() else ""
+
+    server = _Server(uvicorn.Config(app, **_OPTIONS), ready)
+    # uvicorn exits by itself, with a status of its own, where the application does not start.
+    with contextlib.suppress(SystemExit):
+        server.run(sockets=[listener])
     if app.startup_failure is not None:
         raise app.startup_failure
     return 0 if server.started else 1
@@ -159,9 +175,9 @@ def _cause(error: BaseException) -> FirewallError | None:
 
 
 class _Server(uvicorn.Server):
-    """Says so when it is ready."""
+    """Says what there is to say when it is ready."""
 
-    def __init__(self, settings: uvicorn.Config, ready: Any) -> None:
+    def __init__(self, settings: uvicorn.Config, ready: Callable[[], str]) -> None:
         super().__init__(settings)
         self._ready = ready
 
@@ -171,7 +187,8 @@ class _Server(uvicorn.Server):
             # What the start has built stays for good: a full collection need not go through it (it took 70 ms).
             gc.collect()
             gc.freeze()
-            print(self._ready(), flush=True)
+            if said := self._ready():
+                print(said, flush=True)
 
 
 def _listen(host: str, port: int) -> socket.socket:

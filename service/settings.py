@@ -20,6 +20,7 @@ LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 
 Positive = Annotated[int, Meta(ge=1)]
 PositiveSeconds = Annotated[float, Meta(gt=0)]
+Price = Annotated[float, Meta(ge=0, le=1_000_000)]
 Rate = Annotated[float, Meta(gt=0, lt=1)]
 Effect = Literal["block", "flag", "allow"]
 OnError = Literal["block", "allow"]
@@ -51,7 +52,9 @@ class Auth(_Strict, frozen=True, kw_only=True):
 
 
 class Provider(_Strict, frozen=True, kw_only=True):
-    """One LLM provider. `timeout_s` is its longest silence, the first byte included."""
+    """One LLM provider. `timeout_s` is its longest silence, the first byte included. `stream_usage`: streams of chat
+    completions are asked for their usage, whether the caller does or not.
+    """
 
     name: Annotated[str, Meta(min_length=1)]
     kind: Literal["openai", "anthropic", "sandbox"]
@@ -61,6 +64,7 @@ class Provider(_Strict, frozen=True, kw_only=True):
     connect_timeout_s: PositiveSeconds = 5.0
     timeout_s: PositiveSeconds = 120.0
     retries: Annotated[int, Meta(ge=0, le=10)] = 1
+    stream_usage: bool = True
 
 
 class Actions(_Strict, frozen=True, kw_only=True):
@@ -132,9 +136,31 @@ class Limits(_Strict, frozen=True, kw_only=True):
     requests_per_minute: Positive | None = None
     tokens_per_minute: Positive | None = None
     tokens_per_day: Positive | None = None
-    budget_usd_per_day: Annotated[float, Meta(gt=0)] | None = None
+    budget_usd_per_day: Annotated[float, Meta(gt=0, le=1_000_000)] | None = None
     concurrency: Positive | None = None
     max_output_tokens: Positive | None = None
+
+
+class KeyDefaults(_Strict, frozen=True, kw_only=True):
+    """What holds for every key by itself, beside its tenant's limits. Open mode has no keys."""
+
+    limits: Limits = Limits()
+
+
+class Model(_Strict, frozen=True, kw_only=True):
+    """What is known of the models whose whole name matches the glob `name`; prices are list prices on the day `as_of`.
+
+    `hidden_output`: output is billed that is not delivered.
+    """
+
+    name: Annotated[str, Meta(min_length=1)]
+    as_of: Annotated[str, Meta(pattern=r"^(\d{4}-\d{2}-\d{2})?$")] = ""
+    context_tokens: Positive | None = None
+    max_output_tokens: Positive | None = None
+    input_usd_per_mtok: Price | None = None
+    output_usd_per_mtok: Price | None = None
+    cached_input_usd_per_mtok: Price | None = None
+    hidden_output: bool = False
 
 
 class Tenant(_Strict, frozen=True, kw_only=True):
@@ -152,9 +178,11 @@ class Storage(_Strict, frozen=True, kw_only=True):
 
 
 class Counters(_Strict, frozen=True, kw_only=True):
-    """Where quotas are counted."""
+    """Where quotas are counted: in this process, or in Valkey or Redis. `on_error` is for when that does not answer."""
 
-    url: str = "memory://"
+    url: Annotated[str, Meta(pattern=r"^(memory://|valkeys?://.+|rediss?://.+)$")] = "memory://"
+    password_env: str = ""
+    on_error: OnError = "block"
 
 
 class Telemetry(_Strict, frozen=True, kw_only=True):
@@ -175,6 +203,8 @@ class Settings(_Strict, frozen=True, kw_only=True):
     protected: tuple[Protected, ...] = ()
     limits: Limits = Limits()
     tenants: tuple[Tenant, ...] = ()
+    keys: KeyDefaults = KeyDefaults()
+    models: tuple[Model, ...] = ()
     storage: Storage = Storage()
     counters: Counters = Counters()
     telemetry: Telemetry = Telemetry()

@@ -13,6 +13,7 @@ from service import settings as config
 from service.scoring.encoder import Encoder
 from tests.servers import running
 from tests.tiny_artifact import MarkedWordsEncoder, write_tiny_artifact
+from tests.valkey_server import valkey_server
 
 REGISTERED_SECRET = "NORTHWIND-7F3K9-VAULT-OPENS-AT-0442-Q8Z"  # longer than any chunk of the sandbox
 
@@ -23,6 +24,13 @@ def shipped_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(service.app, "Encoder", Encoder)  # also while a module has put a stand-in there
         yield from serve(tmp_path_factory, patch, "")
+
+
+@pytest.fixture(scope="session")
+def valkey_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a real Valkey or Redis, one for all tests: each counts below a prefix of its own."""
+    with valkey_server(tmp_path_factory.mktemp("valkey")) as server:
+        yield server.url
 
 
 @pytest.fixture(scope="module")

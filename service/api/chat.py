@@ -39,5 +39,6 @@ def parse_request(body: bytes, server: Server) -> Call:
         user_texts=reading.texts_of("user"),
         max_output_tokens=max(bounds) * choices if bounds else None,
         choices=choices,
+        reports_usage=not request.get("stream") or (request.get("stream_options") or {}).get("include_usage") is True,
         unknown_fields=recorded(request.keys() - FIELDS.known),
     )

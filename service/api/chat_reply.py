@@ -60,6 +60,11 @@ class ChatWire:
             )
         return body
 
+    def ask_usage(self, body: bytes) -> bytes:
+        """With `stream_options.include_usage`, its other options as they are."""
+        options = json.loads(body).get("stream_options") or {}
+        return strict_json.splice_member(body, "stream_options", options | {"include_usage": True})
+
     def phrase(self, error: WireError) -> WireError:
         """As it is: the neutral form's types are OpenAI's."""
         return error
@@ -109,6 +114,8 @@ class ChatStream(EventReader):
                 self._open_choices.add(index)
             else:
                 self._open_choices.discard(index)
+        if isinstance(document.get("usage"), dict) and not (document.get("choices") or document.get("error")):
+            piece = msgspec.structs.replace(piece, usage_only=True)
         if piece.failed or event.name == "error":
             self._ended = True
             return msgspec.structs.replace(piece, failed=True)

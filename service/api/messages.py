@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+
 from service.api.asgi import Handler, endpoint, malformed
 from service.api.messages_prompt import FIELDS, Reading
 from service.api.messages_reply import CountWire, MessagesWire
@@ -39,7 +41,8 @@ def parse_request(body: bytes, server: Server) -> Call:
 
 def parse_count(body: bytes, server: Server) -> Call:
     """Read one request to count. Raises as `parse_request` does."""
-    return _call(read_object(body), body, server, stream=False, max_output_tokens=0)
+    call = _call(read_object(body), body, server, stream=False, max_output_tokens=0)
+    return msgspec.structs.replace(call, counted_only=True)
 
 
 def _call(request: dict[str, Any], body: bytes, server: Server, *, stream: Any, max_output_tokens: int) -> Call:

@@ -69,6 +69,10 @@ class MessagesWire:
         """The call's body with its output bounded, every other byte as it is."""
         return strict_json.splice_member(call.body, "max_tokens", max_output_tokens)
 
+    def ask_usage(self, body: bytes) -> bytes:
+        """As it is: every stream says what it used."""
+        return body
+
     def phrase(self, error: WireError) -> WireError:
         """With a type that Anthropic's SDKs know, and their status for a queue that is full."""
         status = OVERLOADED if error.code == Overloaded.code else error.status

@@ -72,7 +72,7 @@ def usage_of(usage: dict[str, Any]) -> Usage | None:
     output: Any = usage.get("output_tokens")
     if "input_tokens" not in usage or any(type(count) is not int or count < 0 for count in (*counts, output)):
         return None
-    return Usage(sum(counts), output)
+    return Usage(sum(counts), output, usage.get("cache_read_input_tokens") or 0)
 
 
 def _block(box: Any, key: Any, index: int, *, streamed: bool) -> Iterator[Slot]:

@@ -218,4 +218,6 @@ def usage_of(response: Any) -> Usage | None:
     prompt, completion = usage.get("input_tokens"), usage.get("output_tokens")
     if type(prompt) is not int or type(completion) is not int or prompt < 0 or completion < 0:
         return None
-    return Usage(prompt, completion)
+    details = usage.get("input_tokens_details")
+    cached = details.get("cached_tokens") if isinstance(details, dict) else None
+    return Usage(prompt, completion, cached if type(cached) is int and 0 <= cached <= prompt else 0)

@@ -6,10 +6,12 @@ never the file's integrity (https://www.sqlite.org/pragma.html#pragma_synchronou
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import msgspec
@@ -25,6 +27,7 @@ from service.settings import Settings
 
 SCHEMA_VERSION = 1
 BUSY_TIMEOUT_MS = 5_000
+_LOCKED, _LOCKED_PAUSE_S = "database is locked", 0.02
 
 METADATA = sa.MetaData()
 
@@ -126,13 +129,20 @@ class Store:
         Raises ConfigError where it is missing, is no database, or was made by another version.
         """
         _claim(self.path, create)
-        try:
-            async with self._engine.begin() as connection:
-                await _check_schema(connection, self.path, create)
-        except SQLAlchemyError as error:
-            raise ConfigError(
-                f"storage.url: {self.path} cannot be read as the firewall's database ({_reason(error)})"
-            ) from None
+        until = monotonic() + BUSY_TIMEOUT_MS / 1e3
+        while True:
+            try:
+                async with self._engine.begin() as connection:
+                    await _check_schema(connection, self.path, create)
+            except SQLAlchemyError as error:
+                # Two who give a new file its journal at once are not made to wait for each other by SQLite.
+                if _reason(error) == _LOCKED and monotonic() < until:
+                    await asyncio.sleep(_LOCKED_PAUSE_S)
+                    continue
+                raise ConfigError(
+                    f"storage.url: {self.path} cannot be read as the firewall's database ({_reason(error)})"
+                ) from None
+            return
 
     async def ping(self) -> None:
         """Raises StorageFailed where the database does not answer."""

@@ -1,205 +1,200 @@
-"""Quotas kept in this process: the worst case is reserved before the call, what was used is settled after it.
+"""Reserve the worst case before a call, settle what was used after it: over a backend, with leases and a policy.
 
-A reservation is all or nothing over every limit of its tenant. Minutes slide, in steps of a second; days are days in
-UTC, as providers bill them. What is settled replaces what was reserved at the time of the reservation.
+What a backend cannot be told is kept here and told it later, as long as this process lives; a process that dies leaves
+reservations that lapse with their leases.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import math
-import time
-from collections import deque
-from collections.abc import Callable
+import os
+from collections.abc import Sequence
+from typing import Literal
+from urllib.parse import urlsplit
 
-import msgspec
+import structlog
 
-from service.errors import ConfigError, LimitExceeded
-from service.settings import Limits, Settings
+from service.errors import ConfigError, CountersFailed, LimitExceeded
+from service.settings import Settings
+from service.tenancy import model_table
+from service.tenancy.counters import DAY_MS, LEASE_MS, MINUTE_MS, NEVER, Amount, Counters, Outcome, Scope
+from service.tenancy.memory_counters import MemoryCounters
+from service.tenancy.valkey_counters import ValkeyCounters
 
-MINUTE_S = 60.0
-DAY_S = 86_400.0
-STEP_S = 1.0
+_MAX_UNTOLD = 100_000
+_PER_LEASE = 3
+"""Renewals within one lease: two may fail before it lapses."""
+
+Headers = tuple[tuple[str, str], ...]
+
+_log = structlog.get_logger("counters")
 
 
 def check(settings: Settings) -> None:
-    """Refuse limits that this version cannot keep. Raises ConfigError naming the key."""
+    """Refuse limits that cannot be kept. Raises ConfigError naming the key."""
+    model_table.check(settings)
     if not settings.counters.url.startswith("memory:"):
-        scheme = settings.counters.url.partition(":")[0]
-        raise ConfigError(f'counters.url: {scheme}:// is not built yet; this version counts in "memory://"')
-    named = [("limits", settings.limits)]
-    named += [(f"tenants[{i}].limits", t.limits) for i, t in enumerate(settings.tenants) if t.limits is not None]
-    for where, limits in named:
-        if limits.budget_usd_per_day is not None:
-            raise ConfigError(f"{where}.budget_usd_per_day: no prices of models are known yet; limit tokens_per_day")
+        name = settings.counters.password_env
+        if name and name not in os.environ:
+            raise ConfigError(f"counters.password_env: environment variable {name} is not set")
+        try:
+            if urlsplit(settings.counters.url).password is not None:
+                raise ConfigError("counters.url: no password belongs here; name its variable in counters.password_env")
+            counters_of(settings)
+        except ValueError:
+            raise ConfigError("counters.url: not an address such as valkey://host:6379/0") from None
 
 
-def steady_clock() -> Callable[[], float]:
-    """Seconds since the epoch that never jump: a corrected wall clock must neither free nor freeze a quota."""
-    offset = time.time() - time.monotonic()
-    return lambda: offset + time.monotonic()
-
-
-class Held(msgspec.Struct, eq=False):
-    """What one reservation holds: `tokens` at the time `at`."""
-
-    tenant: str
-    tokens: int
-    at: float
+def counters_of(settings: Settings) -> Counters:
+    """The configured backend. Nothing is connected yet."""
+    if settings.counters.url.startswith("memory:"):
+        return MemoryCounters()
+    name = settings.counters.password_env
+    return ValkeyCounters(settings.counters.url, password=os.environ.get(name) if name else None)
 
 
 class Quota:
-    """All tenants' counters. Not for several threads: it belongs to the event loop, where nothing here waits."""
+    """`on_error` says what a request gets while nothing can be counted: `block` a CountersFailed, `allow` its way."""
 
-    def __init__(self, clock: Callable[[], float] | None = None) -> None:
-        self._clock = clock or steady_clock()
-        self._tenants: dict[str, _Counters] = {}
-        self._open: dict[str, Held] = {}
+    def __init__(
+        self, counters: Counters, on_error: Literal["block", "allow"] = "block", *, lease_ms: int = LEASE_MS
+    ) -> None:
+        self._counters = counters
+        self._on_error = on_error
+        self._lease_ms = lease_ms
+        self._held: dict[str, str] = {}
+        self._untold: dict[str, tuple[str, Amount]] = {}
+        self._behind = False
+        self._catching_up = asyncio.Lock()
+        self._renewing: asyncio.Task[None] | None = None
 
-    def reserve(self, reservation_id: str, tenant: str, limits: Limits, tokens: int) -> tuple[tuple[str, str], ...]:
-        """Set one request and `tokens` aside; return the `x-ratelimit-*` headers.
+    def start(self) -> None:
+        """Begin to renew leases."""
+        self._renewing = asyncio.ensure_future(self._renew_for_ever())
 
-        Raises LimitExceeded, and then nothing is set aside, naming the limit and whose it is.
+    async def close(self) -> None:
+        """Tell what is left to tell, and let go."""
+        if self._renewing is not None:
+            self._renewing.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._renewing
+        with contextlib.suppress(CountersFailed):
+            await self._tell()
+        await self._counters.close()
+
+    async def ping(self) -> None:
+        """Raises CountersFailed."""
+        await self._counters.ping()
+
+    async def reserve(self, reservation_id: str, tenant: str, scopes: Sequence[Scope], amount: Amount) -> Headers:
+        """Set one request and its amount aside in every scope, or in none; return the `x-ratelimit-*` headers.
+
+        Raises LimitExceeded naming the limit and whose it is, CountersFailed, and ValueError for an id that is held.
         """
-        if reservation_id in self._open:
-            raise ValueError("a reservation is made once")
-        now = self._clock()
-        counters = self._tenants.setdefault(tenant, _Counters())
-        counters.expire(now)
-        refusal = counters.refusal(limits, tokens, now)
-        if refusal is not None:
-            name, wait_s = refusal
-            headers = dict(counters.headers(limits, now))
-            if math.isinf(wait_s):
-                headers |= {"retry-after": str(int(MINUTE_S)), "x-should-retry": "false"}
-                message = f"The request alone is over tenant {tenant!r}'s limit {name} of {getattr(limits, name)}."
-            else:
-                headers["retry-after"] = str(max(1, math.ceil(wait_s)))
-                message = f"Tenant {tenant!r} has reached its limit {name} of {getattr(limits, name)}."
-            raise LimitExceeded(message, headers=headers)
-        counters.add(now, tokens)
-        self._open[reservation_id] = Held(tenant, tokens, now)
-        return counters.headers(limits, now)
+        if not scopes:
+            return ()
+        try:
+            if self._behind:
+                await self._catch_up()
+            outcome = await self._counters.reserve(reservation_id, tenant, scopes, amount)
+        except CountersFailed:
+            if self._on_error == "block":
+                raise
+            return ()
+        headers = _headers(scopes, outcome)
+        if outcome.limit is not None:
+            raise _refusal(tenant, scopes[outcome.refused], outcome, headers)
+        self._held[reservation_id] = tenant
+        return headers
 
-    def settle(self, reservation_id: str, tokens: int) -> bool:
-        """Replace what was reserved by what was used; False where that was done before, and nothing changes."""
-        held = self._open.pop(reservation_id, None)
-        if held is None:
+    async def settle(self, reservation_id: str, used: Amount) -> bool:
+        """Replace what was reserved by what was used; False where that was done before, and nothing changes.
+
+        Never fails: what the backend does not take now it is told again until it does.
+        """
+        tenant = self._held.pop(reservation_id, None)
+        if tenant is None:
             return False
-        counters = self._tenants[held.tenant]
-        counters.expire(self._clock())
-        counters.settle(held.at, tokens - held.tokens)
-        return True
+        # Here first: whatever happens to this task, the renewing one knows what is still to be told.
+        self._untold[reservation_id] = (tenant, used)
+        try:
+            settled = await self._counters.settle(reservation_id, tenant, used)
+        except CountersFailed:
+            while len(self._untold) > _MAX_UNTOLD:
+                self._untold.pop(next(iter(self._untold)))
+            return True
+        self._untold.pop(reservation_id, None)
+        return settled
 
     def in_flight(self) -> int:
         """Reservations that are not settled."""
-        return len(self._open)
+        return len(self._held)
+
+    async def renew(self) -> None:
+        """Begin all leases anew, and tell what could not be told. Raises CountersFailed."""
+        untold = [(name, tenant) for name, (tenant, _) in self._untold.items()]
+        try:
+            await self._counters.renew([*self._held.items(), *untold])
+            await self._tell()
+        except CountersFailed:
+            self._behind = True
+            raise
+        self._behind = False
+
+    async def _catch_up(self) -> None:
+        """The backend was away for a while: what still runs here is not to lapse for that."""
+        async with self._catching_up:
+            if self._behind:
+                await self.renew()
+
+    async def _tell(self) -> None:
+        for reservation_id, (tenant, used) in list(self._untold.items()):
+            await self._counters.settle(reservation_id, tenant, used)
+            self._untold.pop(reservation_id, None)
+
+    async def _renew_for_ever(self) -> None:
+        while True:
+            await asyncio.sleep(self._lease_ms / 1e3 / _PER_LEASE)
+            try:
+                await self.renew()
+            except Exception as error:  # whatever it is: the next round must come
+                held, untold = len(self._held), len(self._untold)
+                _log.warning("leases not renewed", error=type(error).__name__, held=held, untold=untold)
 
 
-class _Window:
-    """Amounts of the last minute by second, newest last."""
-
-    def __init__(self) -> None:
-        self._steps: deque[list[float]] = deque()
-        self.total = 0
-
-    def expire(self, now: float) -> None:
-        while self._steps and self._steps[0][0] + STEP_S + MINUTE_S <= now:
-            self.total -= int(self._steps.popleft()[1])
-
-    def add(self, now: float, amount: int) -> None:
-        step = now // STEP_S * STEP_S
-        if not self._steps or self._steps[-1][0] != step:
-            self._steps.append([step, 0])
-        self._steps[-1][1] += amount
-        self.total += amount
-
-    def adjust(self, at: float, delta: int) -> None:
-        step = at // STEP_S * STEP_S
-        for held in reversed(self._steps):
-            if held[0] == step:
-                held[1] += delta
-                self.total += delta
-                return
-
-    def wait_s(self, excess: int, now: float) -> float:
-        """Seconds until `excess` of the total has left the window; infinite where it is not in it."""
-        for step, amount in self._steps:
-            excess -= int(amount)
-            if excess <= 0:
-                return step + STEP_S + MINUTE_S - now
-        return math.inf
-
-    def reset_s(self, now: float) -> float:
-        return max(0.0, self._steps[-1][0] + STEP_S + MINUTE_S - now) if self._steps else 0.0
+def _refusal(tenant: str, scope: Scope, outcome: Outcome, headers: Headers) -> LimitExceeded:
+    told = dict(headers)
+    whose = f"key {scope.key_id!r}" if scope.key_id else f"tenant {tenant!r}"
+    if outcome.wait_ms == NEVER:
+        told |= {"retry-after": str(MINUTE_MS // 1_000), "x-should-retry": "false"}
+        message = f"The request alone is over the limit {outcome.limit} of {whose}."
+    else:
+        told["retry-after"] = str(max(1, math.ceil(outcome.wait_ms / 1e3)))
+        message = f"The limit {outcome.limit} of {whose} is reached."
+    return LimitExceeded(message, headers=told)
 
 
-class _Counters:
-    """Of one tenant."""
-
-    def __init__(self) -> None:
-        self._requests = _Window()
-        self._tokens = _Window()
-        self._day = 0
-        self._day_tokens = 0
-        self._running = 0
-
-    def expire(self, now: float) -> None:
-        self._requests.expire(now)
-        self._tokens.expire(now)
-        if now // DAY_S != self._day:
-            self._day, self._day_tokens = int(now // DAY_S), 0
-
-    def refusal(self, limits: Limits, tokens: int, now: float) -> tuple[str, float] | None:
-        """The limit that does not hold one more request of so many tokens, and the seconds to wait for it."""
-        if limits.concurrency is not None and self._running >= limits.concurrency:
-            return "concurrency", 1.0
-        if limits.requests_per_minute is not None:
-            excess = self._requests.total + 1 - limits.requests_per_minute
-            if excess > 0:
-                return "requests_per_minute", self._requests.wait_s(excess, now)
-        if limits.tokens_per_minute is not None:
-            excess = self._tokens.total + tokens - limits.tokens_per_minute
-            if excess > 0:
-                return "tokens_per_minute", self._tokens.wait_s(excess, now)
-        if limits.tokens_per_day is not None and self._day_tokens + tokens > limits.tokens_per_day:
-            fits = tokens <= limits.tokens_per_day
-            return "tokens_per_day", DAY_S - now % DAY_S if fits else math.inf
-        return None
-
-    def add(self, now: float, tokens: int) -> None:
-        self._requests.add(now, 1)
-        self._tokens.add(now, tokens)
-        self._day_tokens += tokens
-        self._running += 1
-
-    def settle(self, at: float, delta: int) -> None:
-        self._tokens.adjust(at, delta)
-        if at // DAY_S == self._day:
-            self._day_tokens += delta
-        self._running -= 1
-
-    def headers(self, limits: Limits, now: float) -> tuple[tuple[str, str], ...]:
-        """`x-ratelimit-*` for each kind that is limited; of two limits on tokens, for the one with less left."""
-        out: list[tuple[str, str]] = []
-        if limits.requests_per_minute is not None:
-            left = limits.requests_per_minute - self._requests.total
-            out += _headers("requests", limits.requests_per_minute, left, self._requests.reset_s(now))
-        candidates = []
-        if limits.tokens_per_minute is not None:
-            left = limits.tokens_per_minute - self._tokens.total
-            candidates.append((left, limits.tokens_per_minute, self._tokens.reset_s(now)))
-        if limits.tokens_per_day is not None:
-            left = limits.tokens_per_day - self._day_tokens
-            candidates.append((left, limits.tokens_per_day, DAY_S - now % DAY_S))
+def _headers(scopes: Sequence[Scope], outcome: Outcome) -> Headers:
+    """`x-ratelimit-*` for each kind that is limited; of several limits of a kind, for the one with least left."""
+    requests: list[tuple[int, int, int]] = []
+    tokens: list[tuple[int, int, int]] = []
+    to_midnight = DAY_MS - outcome.now_ms % DAY_MS
+    for scope, standing in zip(scopes, outcome.standings, strict=True):
+        if (bound := scope.requests_per_minute) is not None:
+            requests.append((bound - standing.requests, bound, standing.reset_ms))
+        if (bound := scope.tokens_per_minute) is not None:
+            tokens.append((bound - standing.tokens, bound, standing.reset_ms))
+        if (bound := scope.tokens_per_day) is not None:
+            tokens.append((bound - standing.day_tokens, bound, to_midnight))
+    out: list[tuple[str, str]] = []
+    for kind, candidates in (("requests", requests), ("tokens", tokens)):
         if candidates:
-            left, limit, reset_s = min(candidates)
-            out += _headers("tokens", limit, left, reset_s)
-        return tuple(out)
-
-
-def _headers(kind: str, limit: int, left: int, reset_s: float) -> list[tuple[str, str]]:
-    return [
-        (f"x-ratelimit-limit-{kind}", str(limit)),
-        (f"x-ratelimit-remaining-{kind}", str(max(0, left))),
-        (f"x-ratelimit-reset-{kind}", f"{math.ceil(reset_s)}s"),
-    ]
+            left, bound, reset_ms = min(candidates)
+            out += [
+                (f"x-ratelimit-limit-{kind}", str(bound)),
+                (f"x-ratelimit-remaining-{kind}", str(max(0, left))),
+                (f"x-ratelimit-reset-{kind}", f"{math.ceil(reset_ms / 1e3)}s"),
+            ]
+    return tuple(out)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
 import msgspec
 
-from service.errors import Forbidden
+from service.errors import ContextLengthExceeded, Forbidden
 from service.settings import Limits, Settings
+from service.tenancy.counters import EXACT, Amount, scope_of
 from service.tenancy.keys import MESSAGE_ROLES, Keys
+from service.tenancy.model_table import UNKNOWN, ModelFacts, ModelTable, budget_nanousd, load_models
 from service.tenancy.quota import Quota
 from service.tenancy.tokens import TokenCounter
 
@@ -24,9 +26,11 @@ TOKENS_PER_PROMPT = 3
 """What the chat format adds around each message and before the reply, as OpenAI's cookbook counts it."""
 
 
-class _Named(Protocol):
+class _Caller(Protocol):
     @property
     def tenant(self) -> str: ...
+    @property
+    def key_id(self) -> str: ...
 
 
 class KeyCaller(msgspec.Struct, frozen=True):
@@ -47,8 +51,11 @@ class KeyCaller(msgspec.Struct, frozen=True):
 
 
 class TokenReservation(msgspec.Struct, frozen=True):
-    """Tokens set aside. `prompt_tokens` was counted here. `max_output_tokens` is what each choice must be clamped to,
-    None where the request needs no clamp: the caller's own bound is within the limits, or there are none.
+    """Tokens and money set aside. `prompt_tokens` was counted here. `max_output_tokens` is what each choice must be
+    clamped to, None where the request needs no clamp: the caller's own bound is within the limits, or there are none.
+
+    `output_tokens` is what was reserved for all choices together, 0 where nothing bounds them. `hidden_output`: the
+    model's output is more than what it delivers.
     """
 
     id: str
@@ -56,13 +63,25 @@ class TokenReservation(msgspec.Struct, frozen=True):
     prompt_tokens: int
     max_output_tokens: int | None
     headers: tuple[tuple[str, str], ...]
+    output_tokens: int = 0
+    hidden_output: bool = False
+    facts: ModelFacts = UNKNOWN
 
 
 class Tenants:
     """All tenants. `keys` None is open mode: everyone is tenant `default`."""
 
-    def __init__(self, settings: Settings, counter: TokenCounter, quota: Quota, keys: Keys | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        counter: TokenCounter,
+        quota: Quota,
+        keys: Keys | None = None,
+        models: ModelTable | None = None,
+    ) -> None:
         self._defaults = settings.limits
+        self._key_limits = settings.keys.limits
+        self._models = models or load_models(settings)
         self._limits = {t.name: t.limits for t in settings.tenants if t.limits is not None}
         self._counter = counter
         self._quota = quota
@@ -77,27 +96,55 @@ class Tenants:
 
     async def reserve(
         self,
-        caller: _Named,
+        caller: _Caller,
         model: str,
         texts: Sequence[str],
         output_tokens: int | None,
         choices: int = 1,
         token_ids: int = 0,
+        *,
+        billed: bool = True,
     ) -> TokenReservation:
-        """Count the texts and set them and the longest possible reply aside. Raises LimitExceeded.
+        """Count the texts and set them and the longest possible reply aside, for the tenant and for the key.
 
         `output_tokens` is the caller's own bound over all `choices`, None where it set none, 0 where nothing is
         generated. `token_ids` of the prompt's tokens came as ids: their texts may count as fewer, or not be known.
+        `billed` says that a model reads them, which has a window and a price.
+
+        Raises LimitExceeded, ContextLengthExceeded, CountersFailed, and Forbidden for a model without a price where a
+        budget has to be kept.
         """
-        limits = self.limits(caller.tenant)
+        limits = [self.limits(caller.tenant)]
+        if caller.key_id:
+            limits.append(self._key_limits)
         prompt = await self._counter.count(model, texts)
         if texts:
             prompt += TOKENS_PER_TEXT * len(texts) + TOKENS_PER_PROMPT
         prompt = max(prompt, token_ids)
-        output, clamp = _output(limits, prompt, output_tokens, choices)
+        facts = self._facts(caller, model, limits, prompt) if billed else UNKNOWN
+        output, clamp = _output(limits, facts, prompt, output_tokens, choices)
         reservation_id = uuid.uuid4().hex
-        headers = self._quota.reserve(reservation_id, caller.tenant, limits, prompt + output)
-        return TokenReservation(reservation_id, caller.tenant, prompt, clamp, headers)
+        amount = Amount(prompt + output, facts.cost_nanousd(prompt, output))
+        scopes = [scope_of("", limits[0]), *(scope_of(caller.key_id, each) for each in limits[1:])]
+        counted = [scope for scope in scopes if scope is not None]
+        headers = await self._quota.reserve(reservation_id, caller.tenant, counted, amount)
+        return TokenReservation(
+            reservation_id, caller.tenant, prompt, clamp, headers, output, facts.hidden_output, facts
+        )
+
+    def _facts(self, caller: _Caller, model: str, limits: Sequence[Limits], prompt: int) -> ModelFacts:
+        facts = self._models.find(model)
+        if facts.context_tokens is not None and prompt > facts.context_tokens:
+            raise ContextLengthExceeded(
+                f"This model reads {facts.context_tokens} tokens; the prompt has some {prompt}."
+            )
+        for each, whose in zip(limits, ("tenant", "key"), strict=False):
+            if each.budget_usd_per_day is not None and not facts.priced:
+                raise Forbidden(
+                    f"The {whose} has a budget_usd_per_day, and no price is known for the model {model!r}.",
+                    pointer="/model",
+                )
+        return facts
 
     async def count(self, model: str, texts: Sequence[str]) -> int:
         """Tokens of the texts, nothing added."""
@@ -107,11 +154,14 @@ class Tenants:
         """The text of token ids and whether it is all of them; None where the model's encoding is not known."""
         return self._counter.decode(model, ids)
 
-    async def settle(self, reservation: object, prompt_tokens: int, completion_tokens: int) -> None:
+    async def settle(
+        self, reservation: object, prompt_tokens: int, completion_tokens: int, cached_tokens: int = 0
+    ) -> None:
         """Replace a reservation of `reserve` by what was used. Settling it a second time changes nothing."""
         if not isinstance(reservation, TokenReservation):
             raise TypeError("not a reservation of this object")
-        self._quota.settle(reservation.id, prompt_tokens + completion_tokens)
+        cost = reservation.facts.cost_nanousd(prompt_tokens, completion_tokens, cached_tokens)
+        await self._quota.settle(reservation.id, Amount(prompt_tokens + completion_tokens, cost))
 
     def limits(self, tenant: str) -> Limits:
         """The tenant's own limits, each left out one from the defaults."""
@@ -122,14 +172,32 @@ class Tenants:
         return msgspec.structs.replace(self._defaults, **given)
 
 
-def _output(limits: Limits, prompt: int, asked: int | None, choices: int) -> tuple[int, int | None]:
+def _output(
+    limits: Sequence[Limits], facts: ModelFacts, prompt: int, asked: int | None, choices: int
+) -> tuple[int, int | None]:
     """Tokens to reserve for the replies of all choices, and what each must be clamped to, if anything."""
-    bound = limits.max_output_tokens
-    caps = [cap for cap in (limits.tokens_per_minute, limits.tokens_per_day) if cap is not None]
-    if caps and asked is None:
-        # A small limit is not spent on the guess for one request: a quarter of it, or what the prompt leaves of it.
-        room = max(1, min(min(caps) // 4, min(caps) - prompt) // choices)
-        bound = min(bound or DEFAULT_OUTPUT_TOKENS, room)
+    bounds = [each.max_output_tokens for each in limits if each.max_output_tokens is not None]
+    rooms = [] if asked is not None else [room // choices for each in limits for room in _rooms(each, facts, prompt)]
+    if rooms:
+        bounds = [min(bounds, default=DEFAULT_OUTPUT_TOKENS), max(1, min(rooms))]
+    bound = min(bounds, default=None)
+    longest = facts.max_output_tokens
+    if bound is not None and longest is not None:
+        bound = min(bound, longest)
+    if longest is not None and facts.context_tokens is not None:
+        longest = min(longest, max(1, facts.context_tokens - prompt))
     if bound is None or (asked is not None and asked <= bound * choices):
-        return asked or 0, None
-    return bound * choices, bound
+        return min(asked or 0, EXACT if longest is None else longest * choices), None
+    return min(bound, bound if longest is None else longest) * choices, bound
+
+
+def _rooms(limits: Limits, facts: ModelFacts, prompt: int) -> Iterator[int]:
+    """Of each limit on tokens: a small one is not spent on the guess for one request, but a quarter of it, or what the
+    prompt leaves of it.
+    """
+    caps = [cap for cap in (limits.tokens_per_minute, limits.tokens_per_day) if cap is not None]
+    yield from (min(cap // 4, cap - prompt) for cap in caps)
+    budget = budget_nanousd(limits)
+    if budget is not None and facts.output_picousd:
+        left = budget - facts.cost_nanousd(prompt, 0)
+        yield min(budget // 4, left) * 1_000 // facts.output_picousd

@@ -102,8 +102,10 @@ class HttpProvider:
         timeout_s: float,
         retries: int,
         kind: str = "openai",
+        asks_usage: bool = True,
     ) -> None:
         self.name = name
+        self.asks_usage = asks_usage
         self._session = session
         self._base_url = base_url.rstrip("/")
         self._timeout_s = timeout_s

@@ -71,6 +71,7 @@ class Sandbox:
 
     def __init__(self, name: str = "sandbox", count: Count | None = None) -> None:
         self.name = name
+        self.asks_usage = True
         self._count = count or _count_words
         self._kept = KeptResponses()
 

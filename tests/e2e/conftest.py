@@ -39,7 +39,9 @@ class Who:
 
 class Held:
     prompt_tokens = 7
-    max_output_tokens = None
+    max_output_tokens: int | None = None
+    output_tokens = 0
+    hidden_output = False
     headers = (("x-ratelimit-limit-requests", "9"),)
 
 
@@ -48,6 +50,7 @@ class Tenancy:
 
     def __init__(self) -> None:
         self.key = ""
+        self.held = Held()
         self.settled: list[tuple[int, int]] = []
 
     async def authenticate(self, credential: str) -> Who:
@@ -55,8 +58,8 @@ class Tenancy:
             raise Unauthenticated("The API key is missing or not valid.")
         return Who()
 
-    async def reserve(self, *_: Any) -> Held:
-        return Held()
+    async def reserve(self, *_: Any, **__: Any) -> Held:
+        return self.held
 
     async def count(self, model: str, texts: Sequence[str]) -> int:
         return sum(len(text.split()) for text in texts)
@@ -64,7 +67,7 @@ class Tenancy:
     def decode(self, model: str, ids: Sequence[int]) -> None:
         return None
 
-    async def settle(self, reservation: Any, prompt_tokens: int, completion_tokens: int) -> None:
+    async def settle(self, reservation: Any, prompt_tokens: int, completion_tokens: int, _: int = 0) -> None:
         self.settled.append((prompt_tokens, completion_tokens))
 
 

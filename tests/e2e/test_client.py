@@ -65,7 +65,7 @@ async def test_a_wrong_key_is_told(world: Any, scan: Scan) -> None:
 
 
 async def test_a_spent_limit_says_when_to_come_back(world: Any, scan: Scan) -> None:
-    async def reserve(*_: Any) -> None:
+    async def reserve(*_: Any, **__: Any) -> None:
         raise errors.LimitExceeded("Spent.", headers={"retry-after": "7"})
 
     world.tenancy.reserve = reserve

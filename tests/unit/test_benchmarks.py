@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from benchmarks import evasion, plots, recall, tables
+from benchmarks import evasion, plots, quota, recall, tables
 from benchmarks.disguise import DISGUISES
 from benchmarks.intervals import difference, ratio, spread
 from benchmarks.latency import STAGES
@@ -176,6 +176,10 @@ def _figures() -> dict[str, dict[str, Any]]:
             "chunk_chars": 200,
         },
         "leakage": {"modes": {"exact": mode}, "cost": {"exact": cost}, "cases": 6},
+        "quota": {
+            "workers": 4,
+            "backends": {quota.MEMORY: {"ms": _ms(0.2), "goal_ms": 0.3, "met": True, "callers": []}},
+        },
     }
 
 
@@ -224,9 +228,17 @@ def test_a_part_that_was_not_measured_is_named_and_a_quick_run_is_marked() -> No
     results = _results("latency")
     quick = {name: msgspec.structs.replace(part, quick=True) for name, part in results.parts.items()}
 
-    assert "Not measured yet: recall, evasion, overhead, hostile, leakage, credentials." in tables.render(results)
+    assert "Not measured yet: recall, evasion, overhead, hostile, leakage, credentials, quota." in tables.render(
+        results
+    )
     assert "Quick run" not in tables.render(results)
     assert "**Quick run" in tables.render(Results(quick))
+
+
+async def test_callers_at_once_overspend_nothing_and_everything_is_accounted_for() -> None:
+    run = await quota._overspending(None, 16, 800)
+    assert (run["overspent"], run["unaccounted_tokens"], run["unaccounted_nanousd"]) == (0, 0, 0)
+    assert run["granted"] > 100 and run["refused"] > 100 and run["cancelled"] > 10
 
 
 def test_every_part_is_drawn(tmp_path: Any) -> None:

@@ -40,6 +40,8 @@ def failed(capsys, *arguments):
     return err
 
 
+UNPRICED = '[[providers]]\nname = "own"\nkind = "openai"\nmodels = ["llama-3"]\nbase_url = "http://127.0.0.1:1/v1"'
+
 # -- check-config ----------------------------------------------------------------------------------------------------
 
 
@@ -55,8 +57,14 @@ def test_a_good_configuration_is_ok_and_nothing_is_made(config, tmp_path, capsys
         ("[server]\nport = -1", "$.server.port"),
         ("[server]\nprot = 80", "prot"),
         ('[storage]\nurl = "postgresql://db/firewall"', "storage.url"),
-        ('[counters]\nurl = "valkey://localhost"', "counters.url"),
-        ("[limits]\nbudget_usd_per_day = 5.0", "limits.budget_usd_per_day"),
+        ('[counters]\nurl = "valkey://localhost:port"', "counters.url"),
+        ('[counters]\nurl = "valkey://:word@localhost"', "counters.password_env"),
+        ('[counters]\nurl = "valkey://localhost"\npassword_env = "NOT_SET_2"', "counters.password_env"),
+        ('[counters]\nurl = "memcached://localhost"', "$.counters.url"),
+        ("[limits]\nbudget_usd_per_day = 5.0\n" + UNPRICED, "limits.budget_usd_per_day"),
+        ("[limits]\nbudget_usd_per_day = nan", "$.limits.budget_usd_per_day"),
+        ('[[models]]\nname = "m"\ninput_usd_per_mtok = nan', "$.models[0].input_usd_per_mtok"),
+        ('[[models]]\nname = "m"\nas_of = "lately"', "$.models[0].as_of"),
         ("[limits]\nconcurrency = 0", "$.limits.concurrency"),
         ('[[protected]]\nname = "p"\nkind = "secret"\nfile = "empty.txt"', "protected[0]"),
         ('[[protected]]\nname = "p"\nkind = "secret"\nfile = "text.txt"\ntenant = "nobody"', "protected[0].tenant"),

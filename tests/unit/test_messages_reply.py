@@ -192,7 +192,7 @@ async def test_an_ordinary_stream_leaves_byte_for_byte_and_its_reason_waits_for_
 
 def test_usage_is_known_with_the_last_counts_and_holds_what_the_cache_took() -> None:
     pieces = read(start() + END)
-    assert [piece.usage for piece in pieces] == [None, Usage(12, 9), None]
+    assert [piece.usage for piece in pieces] == [None, Usage(12, 9, 7), None]
 
 
 def test_a_count_settles_to_nothing() -> None:

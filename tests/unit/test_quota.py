@@ -1,21 +1,30 @@
-import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+import uuid
 
-from service.errors import ConfigError, Forbidden, LimitExceeded
-from service.settings import Counters, Limits, Settings, Tenant
+import pytest
+
+from service.errors import ConfigError, ContextLengthExceeded, Forbidden, LimitExceeded
+from service.settings import Counters, KeyDefaults, Limits, Model, Provider, Settings, Tenant
+from service.tenancy.counters import Amount, scope_of
+from service.tenancy.memory_counters import MemoryCounters
 from service.tenancy.quota import Quota, check
 from service.tenancy.tenants import DEFAULT_OUTPUT_TOKENS, KeyCaller, Tenants
+from service.tenancy.valkey_counters import ValkeyCounters
 
-NOON = 1_700_000_000 // 86_400 * 86_400 + 43_200.0
+NOON = (1_700_000_000 // 86_400 * 86_400 + 43_200) * 1_000
+LEASE_MS = 30_000
 
 
 class Clock:
+    """Milliseconds; `pass_s` moves it on."""
+
     def __init__(self):
         self.now = NOON
 
     def __call__(self):
         return self.now
+
+    def pass_s(self, seconds):
+        self.now += int(seconds * 1_000)
 
 
 @pytest.fixture
@@ -23,156 +32,225 @@ def clock():
     return Clock()
 
 
-@pytest.fixture
-def quota(clock):
-    return Quota(clock)
+@pytest.fixture(params=["memory", "valkey"])
+async def quota(request, clock):
+    if request.param == "memory":
+        counters = MemoryCounters(clock, lease_ms=LEASE_MS)
+    else:
+        url = request.getfixturevalue("valkey_url")
+        # Generous: these tests are about counting, and the machine may be busy.
+        counters = ValkeyCounters(url, prefix=uuid.uuid4().hex, clock=clock, lease_ms=LEASE_MS, timeout_s=30)
+    made = Quota(counters)
+    yield made
+    await made.close()
 
 
-def refusal(quota, limits, tokens=1, name="x"):
+async def take(quota, name, limits, tokens=1, nanousd=0, tenant="t", key_id=""):
+    scope = scope_of(key_id, limits)
+    return await quota.reserve(name, tenant, [scope] if scope else [], Amount(tokens, nanousd))
+
+
+async def refusal(quota, limits, tokens=1, nanousd=0, name="x", **who):
     with pytest.raises(LimitExceeded) as caught:
-        quota.reserve(name, "t", limits, tokens)
+        await take(quota, name, limits, tokens, nanousd, **who)
     return caught.value
 
 
-def test_requests_over_the_minutes_limit_are_refused_with_the_wait(quota, clock):
+async def test_requests_over_the_minutes_limit_are_refused_with_the_wait(quota, clock):
     limits = Limits(requests_per_minute=2)
-    quota.reserve("a", "t", limits, 1)
-    clock.now += 30
-    quota.reserve("b", "t", limits, 1)
-    error = refusal(quota, limits)
-    assert "requests_per_minute" in str(error)
+    await take(quota, "a", limits)
+    clock.pass_s(30)
+    await take(quota, "b", limits)
+    error = await refusal(quota, limits)
+    assert "requests_per_minute of tenant 't'" in str(error)
     assert error.headers["retry-after"] == "31"
     assert error.headers["x-ratelimit-remaining-requests"] == "0"
-    clock.now += 31
-    quota.reserve("c", "t", limits, 1)
-    refusal(quota, limits)
+    clock.pass_s(31)
+    await take(quota, "c", limits)
+    await refusal(quota, limits)
 
 
-def test_no_minute_ever_holds_more_than_its_limit(quota, clock):
+async def test_no_minute_ever_holds_more_than_its_limit(quota, clock):
     limits = Limits(requests_per_minute=10)
     accepted = []
-    for step in range(2_000):
-        clock.now = NOON + step * 0.37
+    for step in range(500):
+        clock.now = NOON + step * 1_370
         try:
-            quota.reserve(str(step), "t", limits, 0)
+            await take(quota, str(step), limits, 0)
         except LimitExceeded:
             continue
         accepted.append(clock.now)
+    assert len(accepted) > 50
     for moment in accepted:
-        assert sum(moment <= other < moment + 60 for other in accepted) <= 10
+        assert sum(moment <= other < moment + 60_000 for other in accepted) <= 10
 
 
-def test_a_refused_request_sets_nothing_aside(quota):
-    limits = Limits(requests_per_minute=5, tokens_per_minute=100, tokens_per_day=1_000, concurrency=5)
-    quota.reserve("a", "t", limits, 90)
+async def test_a_refused_request_sets_nothing_aside(quota):
+    limits = Limits(
+        requests_per_minute=5, tokens_per_minute=100, tokens_per_day=1_000, concurrency=5, budget_usd_per_day=1.0
+    )
+    await take(quota, "a", limits, 90)
     for name in "bcdefgh":
-        refusal(quota, limits, 50, name)
-    headers = dict(quota.reserve("i", "t", limits, 10))
+        await refusal(quota, limits, 50, name=name)
+        await refusal(quota, limits, 5, 10**9 + 1, name=name)
+    headers = dict(await take(quota, "i", limits, 10, 10**9))
     assert headers["x-ratelimit-remaining-requests"] == "3"
     assert headers["x-ratelimit-remaining-tokens"] == "0"
     assert quota.in_flight() == 2
 
 
-def test_settling_gives_back_what_was_not_used(quota):
+async def test_settling_gives_back_what_was_not_used(quota):
     limits = Limits(tokens_per_minute=100)
-    quota.reserve("a", "t", limits, 100)
-    refusal(quota, limits, 1)
-    assert quota.settle("a", 40)
-    assert dict(quota.reserve("b", "t", limits, 60))["x-ratelimit-remaining-tokens"] == "0"
+    await take(quota, "a", limits, 100)
+    await refusal(quota, limits, 1)
+    assert await quota.settle("a", Amount(40))
+    assert dict(await take(quota, "b", limits, 60))["x-ratelimit-remaining-tokens"] == "0"
 
 
-def test_settling_twice_changes_nothing(quota):
+async def test_settling_twice_changes_nothing(quota):
     limits = Limits(tokens_per_minute=100, concurrency=2)
-    quota.reserve("a", "t", limits, 50)
-    quota.reserve("b", "t", limits, 50)
-    assert quota.settle("a", 50)
-    assert not quota.settle("a", 0)
-    assert not quota.settle("never made", 0)
-    refusal(quota, Limits(tokens_per_minute=100), 1)
-    quota.reserve("c", "t", Limits(concurrency=2), 0)
-    refusal(quota, Limits(concurrency=2), 0)
+    await take(quota, "a", limits, 50)
+    await take(quota, "b", limits, 50)
+    assert await quota.settle("a", Amount(50))
+    assert not await quota.settle("a", Amount(0))
+    assert not await quota.settle("never made", Amount(0))
+    await refusal(quota, Limits(tokens_per_minute=100), 1)
+    await take(quota, "c", Limits(concurrency=2), 0)
+    await refusal(quota, Limits(concurrency=2), 0)
 
 
-def test_more_used_than_reserved_is_counted_in_full(quota):
+async def test_a_reservation_is_made_once(quota):
+    await take(quota, "a", Limits(concurrency=5))
+    with pytest.raises(ValueError, match="once"):
+        await take(quota, "a", Limits(concurrency=5))
+
+
+async def test_more_used_than_reserved_is_counted_in_full(quota):
     limits = Limits(tokens_per_minute=100)
-    quota.reserve("a", "t", limits, 10)
-    quota.settle("a", 100)
-    refusal(quota, limits, 1)
+    await take(quota, "a", limits, 10)
+    await quota.settle("a", Amount(100))
+    await refusal(quota, limits, 1)
 
 
-def test_a_settlement_after_its_minute_touches_no_other_minute(quota, clock):
+async def test_a_settlement_after_its_minute_touches_no_other_minute(quota, clock):
     limits = Limits(tokens_per_minute=100, tokens_per_day=1_000)
-    quota.reserve("a", "t", limits, 100)
-    clock.now += 120
-    quota.reserve("b", "t", limits, 100)
-    quota.settle("a", 0)
-    refusal(quota, limits, 1)
+    await take(quota, "a", limits, 100)
+    clock.pass_s(20)
+    await quota.renew()
+    clock.pass_s(20)
+    await quota.renew()
+    clock.pass_s(25)
+    await take(quota, "b", limits, 100)
+    await quota.settle("a", Amount(0))
+    await refusal(quota, limits, 1)
 
 
-def test_the_days_tokens_come_back_at_midnight_utc(quota, clock):
+async def test_the_days_tokens_and_money_come_back_at_midnight_utc(quota, clock):
     limits = Limits(tokens_per_day=100)
-    quota.reserve("a", "t", limits, 100)
-    assert refusal(quota, limits, 1).headers["retry-after"] == "43200"
-    clock.now += 43_200
-    quota.reserve("b", "t", limits, 100)
-    quota.settle("a", 0)  # of yesterday: gives nothing back to today
-    refusal(quota, limits, 1)
+    money = Limits(budget_usd_per_day=0.5)
+    await take(quota, "a", limits, 100)
+    await take(quota, "m", money, 1, 500_000_000, tenant="rich")
+    assert (await refusal(quota, limits, 1)).headers["retry-after"] == "43200"
+    error = await refusal(quota, money, 1, 1, tenant="rich")
+    assert error.headers["retry-after"] == "43200"
+    assert "budget_usd_per_day of tenant 'rich'" in str(error)
+    clock.pass_s(43_200)
+    await take(quota, "b", limits, 100)
+    await take(quota, "n", money, 1, 500_000_000, tenant="rich")
+    await quota.settle("a", Amount(0))  # of yesterday: gives nothing back to today
+    await refusal(quota, limits, 1)
 
 
-def test_concurrency_counts_what_is_not_settled(quota):
+async def test_concurrency_counts_what_is_not_settled(quota):
     limits = Limits(concurrency=1)
-    quota.reserve("a", "t", limits, 1)
-    assert "concurrency" in str(refusal(quota, limits))
-    quota.settle("a", 1)
-    quota.reserve("b", "t", limits, 1)
+    await take(quota, "a", limits)
+    assert "concurrency" in str(await refusal(quota, limits))
+    await quota.settle("a", Amount(1))
+    await take(quota, "b", limits)
 
 
-def test_a_request_that_can_never_fit_says_not_to_retry(quota):
-    error = refusal(quota, Limits(tokens_per_minute=100), 101)
+async def test_a_request_that_can_never_fit_says_not_to_retry(quota):
+    error = await refusal(quota, Limits(tokens_per_minute=100), 101)
     assert error.headers["x-should-retry"] == "false"
     assert "alone" in str(error)
 
 
-def test_tenants_do_not_spend_each_others_limits(quota):
+async def test_tenants_do_not_spend_each_others_limits(quota):
     limits = Limits(requests_per_minute=1)
-    quota.reserve("a", "t", limits, 1)
-    quota.reserve("b", "other", limits, 1)
-    refusal(quota, limits)
+    await take(quota, "a", limits)
+    await take(quota, "b", limits, tenant="other")
+    await refusal(quota, limits)
 
 
-@given(st.lists(st.tuples(st.floats(0, 40), st.integers(0, 60), st.integers(0, 80), st.booleans()), max_size=60))
-def test_reserved_and_settled_tokens_never_pass_the_limit_and_always_come_back(steps):
-    clock = Clock()
-    quota = Quota(clock)
-    limits = Limits(tokens_per_minute=100)
-    spent, waiting = [], []
-    for number, (pause, tokens, used, settle) in enumerate(steps):
-        clock.now += pause
-        try:
-            quota.reserve(str(number), "t", limits, tokens)
-        except LimitExceeded:
-            assert sum(t for at, t in spent if at > clock.now - 62) + tokens > 100
-            continue
-        spent.append((clock.now, tokens))
-        waiting.append((str(number), len(spent) - 1, min(used, tokens)))
-        if settle:
-            name, place, actual = waiting.pop(0)
-            quota.settle(name, actual)
-            spent[place] = (spent[place][0], actual)
-        assert sum(t for at, t in spent if at > clock.now - 60) <= 100
-    for name, _, actual in waiting:
-        quota.settle(name, actual)
+async def test_a_keys_limit_refuses_without_spending_its_tenants(quota):
+    tenant, key = scope_of("", Limits(requests_per_minute=3)), scope_of("k1", Limits(requests_per_minute=1))
+    await quota.reserve("a", "t", [tenant, key], Amount(1))
+    with pytest.raises(LimitExceeded, match="requests_per_minute of key 'k1'"):
+        await quota.reserve("b", "t", [tenant, key], Amount(1))
+    other = scope_of("k2", Limits(requests_per_minute=1))
+    headers = await quota.reserve("c", "t", [tenant, other], Amount(1))
+    assert dict(headers)["x-ratelimit-remaining-requests"] == "0"
+    await quota.reserve("d", "t", [tenant], Amount(1))
+    with pytest.raises(LimitExceeded, match="of tenant 't'"):
+        await quota.reserve("e", "t", [tenant, scope_of("k3", Limits(requests_per_minute=1))], Amount(1))
+
+
+async def test_a_reservation_that_is_not_renewed_gives_back_what_it_held(quota, clock):
+    limits = Limits(concurrency=1, tokens_per_minute=100, tokens_per_day=100, budget_usd_per_day=1.0)
+    await take(quota, "a", limits, 100, 10**9)
+    clock.pass_s(29)
+    await refusal(quota, limits, 1)
+    clock.pass_s(2)
+    await take(quota, "b", limits, 100, 10**9)
+
+
+async def test_a_renewed_reservation_stays_however_long_it_takes(quota, clock):
+    limits = Limits(concurrency=1, tokens_per_day=100)
+    await take(quota, "a", limits, 100)
+    for _ in range(10):
+        clock.pass_s(20)
+        await quota.renew()
+    await refusal(quota, limits, 0)
+
+
+async def test_a_settlement_after_the_lease_has_ended_is_counted_once(quota, clock):
+    limits = Limits(tokens_per_day=100, concurrency=2)
+    await take(quota, "a", limits, 60)
+    clock.pass_s(31)
+    await take(quota, "b", limits, 100)  # "a" has lapsed
+    await quota.settle("b", Amount(0))
+    assert await quota.settle("a", Amount(50))
+    assert not await quota.settle("a", Amount(50))
+    assert dict(await take(quota, "c", limits, 50))["x-ratelimit-remaining-tokens"] == "0"
+    await take(quota, "d", limits, 0)
+    await refusal(quota, limits, 0)  # and of the two places each was taken once
+
+
+async def test_money_is_counted_exactly_far_beyond_what_a_float_of_dollars_could(quota):
+    limits = Limits(budget_usd_per_day=1_000_000.0)
+    await take(quota, "a", limits, 1, 10**15 - 1)
+    await take(quota, "b", limits, 1, 1)
+    await refusal(quota, limits, 1, 1)
+
+
+async def test_without_limits_nothing_is_counted(quota):
+    assert await take(quota, "a", Limits(max_output_tokens=5), 10**12) == ()
     assert quota.in_flight() == 0
-    clock.now += 62
-    quota.reserve("last", "t", limits, 100)
+
+
+PRICED = Model(name="up-*", input_usd_per_mtok=1.0, output_usd_per_mtok=2.0)
+UNPRICED = Provider(name="own", kind="openai", models=("llama-*",), base_url="http://127.0.0.1:1/v1")
+SANDBOX = Provider(name="sandbox", kind="sandbox", models=("sandbox-*",))
+BUDGET = Limits(budget_usd_per_day=1.0)
 
 
 @pytest.mark.parametrize(
     ("settings", "key"),
     [
-        (Settings(limits=Limits(budget_usd_per_day=1.0)), "limits.budget_usd_per_day"),
-        (Settings(tenants=(Tenant(name="a", limits=Limits(budget_usd_per_day=1.0)),)), "tenants[0].limits.budget_usd"),
-        (Settings(counters=Counters(url="valkey://localhost")), "counters.url"),
+        (Settings(limits=BUDGET, providers=(SANDBOX, UNPRICED)), "limits.budget_usd_per_day"),
+        (Settings(keys=KeyDefaults(limits=BUDGET), providers=(UNPRICED,)), "keys.limits.budget_usd_per_day"),
+        (Settings(tenants=(Tenant(name="a", limits=BUDGET),), providers=(UNPRICED,)), "tenants[0].limits.budget_usd"),
+        (Settings(counters=Counters(url="valkey://host:not-a-port")), "counters.url"),
     ],
 )
 def test_limits_that_cannot_be_kept_are_refused_by_their_key(settings, key):
@@ -181,13 +259,31 @@ def test_limits_that_cannot_be_kept_are_refused_by_their_key(settings, key):
     assert key in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        Settings(limits=BUDGET),
+        Settings(
+            limits=BUDGET,
+            providers=(SANDBOX, UNPRICED),
+            models=(Model(name="llama-3", **{"input_usd_per_mtok": 0.1, "output_usd_per_mtok": 0.1}),),
+        ),
+        Settings(tenants=(Tenant(name="a", limits=BUDGET),), providers=(SANDBOX, UNPRICED)),
+        Settings(counters=Counters(url="rediss://user@host:6380/2")),
+    ],
+)
+def test_a_budget_is_accepted_where_a_price_may_be_found(settings):
+    check(settings)
+
+
 class LetterCounter:
     async def count(self, model, texts):
         return sum(map(len, texts))
 
 
-def tenants(limits, clock):
-    return Tenants(Settings(limits=limits), LetterCounter(), Quota(clock))
+def tenants(limits, clock, *models, key_limits=None):
+    settings = Settings(limits=limits, models=models, keys=KeyDefaults(limits=key_limits or Limits()))
+    return Tenants(settings, LetterCounter(), Quota(MemoryCounters(clock)))
 
 
 async def test_without_limits_nothing_is_clamped_and_no_headers_are_sent(clock):
@@ -234,7 +330,7 @@ async def test_a_tenants_own_limits_stand_over_the_defaults_one_by_one():
         limits=Limits(requests_per_minute=5, concurrency=7),
         tenants=(Tenant(name="acme", limits=Limits(requests_per_minute=9)),),
     )
-    made = Tenants(settings, LetterCounter(), Quota())
+    made = Tenants(settings, LetterCounter(), Quota(MemoryCounters()))
     assert made.limits("acme") == Limits(requests_per_minute=9, concurrency=7)
     assert made.limits("default") == settings.limits
 
@@ -245,3 +341,64 @@ def test_a_key_that_may_not_send_system_text_is_refused_at_the_pointer():
     with pytest.raises(Forbidden) as caught:
         caller.authorise([("user", "/messages/1"), ("system", "/messages/0/content")])
     assert caught.value.pointer == "/messages/0/content"
+
+
+async def test_a_prompt_over_the_models_window_is_refused_and_one_within_it_is_not(clock):
+    made = tenants(Limits(), clock, Model(name="up-*", context_tokens=20))
+    with pytest.raises(ContextLengthExceeded, match="20 tokens") as caught:
+        await made.reserve(KeyCaller("default"), "up-x", ["x" * 14], None)
+    assert (caught.value.status, caught.value.code) == (400, "context_length_exceeded")
+    await made.reserve(KeyCaller("default"), "up-x", ["x" * 13], None)
+    await made.reserve(KeyCaller("default"), "up-x", ["x" * 14], 0, billed=False)
+    await made.reserve(KeyCaller("default"), "other", ["x" * 14], None)
+
+
+async def test_a_budget_refuses_a_model_without_a_price_by_its_name(clock):
+    made = tenants(Limits(budget_usd_per_day=5.0), clock, PRICED)
+    with pytest.raises(Forbidden, match="'nobody-knows'") as caught:
+        await made.reserve(KeyCaller("default"), "nobody-knows", ["abc"], 5)
+    assert caught.value.pointer == "/model"
+    await made.reserve(KeyCaller("default"), "nobody-knows", ["abc"], 0, billed=False)
+    keyed = tenants(Limits(), clock, key_limits=Limits(budget_usd_per_day=5.0))
+    with pytest.raises(Forbidden, match="The key has"):
+        await keyed.reserve(KeyCaller("default", "k"), "nobody-knows", ["abc"], 5)
+
+
+async def test_the_worst_case_in_money_is_reserved_and_what_was_used_is_settled(clock):
+    # 10 tokens of prompt for 10 millionths, replies of 45 for 90: exactly 100 of a budget of 100.
+    made = tenants(Limits(budget_usd_per_day=0.0001), clock, PRICED)
+    first = await made.reserve(KeyCaller("default"), "up-x", ["abc"], 45)
+    with pytest.raises(LimitExceeded, match="budget_usd_per_day"):
+        await made.reserve(KeyCaller("default"), "up-x", [], 1)
+    await made.settle(first, 10, 15)
+    with pytest.raises(LimitExceeded):
+        await made.reserve(KeyCaller("default"), "up-x", [], 31)
+    await made.reserve(KeyCaller("default"), "up-x", [], 30)
+
+
+async def test_cached_tokens_of_the_prompt_cost_their_own_price(clock):
+    cheap = Model(name="up-*", input_usd_per_mtok=1.0, output_usd_per_mtok=0.0, cached_input_usd_per_mtok=0.1)
+    made = tenants(Limits(budget_usd_per_day=0.0001), clock, cheap)
+    await made.settle(await made.reserve(KeyCaller("default"), "up-x", ["x" * 93], 0), 100, 0, 100)
+    await made.reserve(KeyCaller("default"), "up-x", ["x" * 83], 0)
+    with pytest.raises(LimitExceeded):
+        await made.reserve(KeyCaller("default"), "up-x", ["x"], 0)
+
+
+async def test_a_budget_bounds_a_reply_that_nobody_bounds(clock):
+    made = tenants(Limits(budget_usd_per_day=0.0001), clock, PRICED)
+    assert (await made.reserve(KeyCaller("default"), "up-x", [], None)).max_output_tokens == 12
+
+
+async def test_no_more_is_reserved_than_the_model_can_write_in_its_window(clock):
+    made = tenants(Limits(tokens_per_day=10_000), clock, Model(name="up-*", context_tokens=110, max_output_tokens=500))
+    reservation = await made.reserve(KeyCaller("default"), "up-x", ["abc"], 5_000)
+    assert (reservation.output_tokens, reservation.max_output_tokens) == (100, None)
+
+
+async def test_a_key_is_held_to_its_own_limits_within_its_tenants(clock):
+    made = tenants(Limits(requests_per_minute=5), clock, key_limits=Limits(requests_per_minute=1, max_output_tokens=9))
+    assert (await made.reserve(KeyCaller("default", "k1"), "m", [], None)).max_output_tokens == 9
+    with pytest.raises(LimitExceeded, match="key 'k1'"):
+        await made.reserve(KeyCaller("default", "k1"), "m", [], None)
+    await made.reserve(KeyCaller("default", "k2"), "m", [], None)

@@ -5,8 +5,10 @@ import signal
 import sqlite3
 
 import pytest
+from sqlalchemy.exc import OperationalError
 
 from service.errors import ConfigError, StorageFailed, Unauthenticated
+from service.records import store as store_module
 from service.records.audit import AuditFinding, AuditRow
 from service.records.audit_log import AuditLog
 from service.records.store import AUDIT, SCHEMA_VERSION, AuditReport, Store, database_path, verify
@@ -152,6 +154,22 @@ async def test_many_processes_may_open_a_new_file_at_once(tmp_path):
     for store in stores:
         await store.close()
     assert await verify(tmp_path / "a.db") == AuditReport(6, ())
+
+
+async def test_who_finds_a_new_file_locked_by_another_that_opens_it_tries_again(tmp_path, monkeypatch):
+    refusals = iter([sqlite3.OperationalError("database is locked")] * 2)
+    check = store_module._check_schema
+
+    async def busy_at_first(*given):
+        for refusal in refusals:
+            raise OperationalError("PRAGMA journal_mode=WAL", None, refusal)
+        await check(*given)
+
+    monkeypatch.setattr(store_module, "_check_schema", busy_at_first)
+    store = Store(tmp_path / "a.db")
+    await store.open()
+    await store.ping()
+    await store.close()
 
 
 async def test_another_versions_schema_is_refused(store):
