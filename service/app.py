@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +51,10 @@ from service.tenancy.keys import Keys, load_root
 from service.tenancy.quota import Quota, counters_of
 from service.tenancy.tenants import Tenants
 from service.tenancy.tokens import TokenCounter
+from service.upstream.breaker import Breaker
 from service.upstream.client import HttpProvider, SharedSession
-from service.upstream.router import GlobRouter
+from service.upstream.line import Line
+from service.upstream.router import Router
 from service.upstream.sandbox import MODELS, Count, Sandbox
 
 _MIN_KEY_CHARS = 16
@@ -65,6 +68,7 @@ class Parts(msgspec.Struct, frozen=True, kw_only=True):
     gateway: Gateway
     exposition: Callable[[], tuple[str, bytes]]
     facts: Mapping[str, str] = {}
+    providers: Callable[[], Mapping[str, str]] = dict
     checks: Mapping[str, Hook] = {}
     start: Sequence[Hook] = ()
     stop: Sequence[Hook] = ()
@@ -79,7 +83,9 @@ def assemble(settings: Settings, parts: Parts) -> Litestar:
     create = responses.handler(gateway, server, open_mode=is_open)
     # Litestar knows no path parameters of plain ASGI handlers.
     mounts: dict[str, Handler] = {
-        models.PATH: models.handler(settings.providers, MODELS, gateway.providers, authenticate, check=check),
+        models.PATH: models.handler(
+            settings.providers, settings.routes, MODELS, gateway.providers, authenticate, check=check
+        ),
         responses_stored.PATH: responses_stored.handler(gateway, server, create, open_mode=is_open),
     }
     routes: dict[str, Handler] = {
@@ -93,7 +99,7 @@ def assemble(settings: Settings, parts: Parts) -> Litestar:
         guardrail_litellm.PATH: guardrail_litellm.handler(gateway, server, open_mode=is_open),
         **guardrail_llm_guard.handlers(gateway, server, open_mode=is_open),
         "/health/live": health.live(),
-        "/health/ready": health.ready(parts.facts, parts.checks),
+        "/health/ready": health.ready(parts.facts, parts.checks, parts.providers),
     }
     if settings.telemetry.metrics:
         routes["/metrics"] = health.metrics(parts.exposition, check=check)
@@ -151,6 +157,20 @@ def providers_of(settings: Settings, session: SharedSession, count: Count) -> di
     return made
 
 
+def lines_of(settings: Settings, providers: Mapping[str, Provider]) -> dict[str, Line]:
+    """The way to each provider, by its name."""
+    return {
+        entry.name: Line(
+            entry.name,
+            providers[entry.name],
+            Breaker(entry.breaker_failures, entry.breaker_open_s),
+            concurrency=entry.concurrency,
+            wait_s=entry.wait_s,
+        )
+        for entry in settings.providers
+    }
+
+
 def create_app(settings: Settings) -> Litestar:
     """The whole service as it is configured.
 
@@ -183,12 +203,25 @@ def connect(settings: Settings) -> Parts:
         digest=digest,
         deadline_s=settings.detection.deadline_s,
     )
+    lines = lines_of(settings, providers_of(settings, session, counter.count))
+    metrics.watch_each(
+        "provider_breaker",
+        "0 closed, 1 open, 0.5 half-open: the next call is a trial",
+        "provider",
+        {name: partial(_breaker_level, line) for name, line in lines.items()},
+    )
+    metrics.watch_each(
+        "provider_calls",
+        "Calls under way",
+        "provider",
+        {name: line.under_way for name, line in lines.items()},
+    )
     metrics.watch("reservations", "Reservations that are not settled", quota.in_flight)
     gateway = Gateway(
         tenancy=tenants,
         prompts=model.guard if model else None,
         replies=replies,
-        providers=GlobRouter(settings.providers, providers_of(settings, session, counter.count)),
+        providers=Router(settings.providers, lines, settings.routes),
         issued=IssuedIds(store, root.digest("issued-id"), settings.storage.on_error),
         audit=audit,
         observe=metrics.observe,
@@ -217,10 +250,15 @@ def connect(settings: Settings) -> Parts:
         gateway=gateway,
         exposition=metrics.exposition,
         facts=facts,
+        providers=lambda: {name: line.state for name, line in lines.items()},
         checks={"storage": store.ping, "counters": quota.ping},
         start=[start],
         stop=[stop],
     )
+
+
+def _breaker_level(line: Line) -> float:
+    return {"closed": 0.0, "half-open": 0.5, "open": 1.0}[line.state]
 
 
 class _Model:

@@ -113,7 +113,11 @@ def _check_config(options: argparse.Namespace) -> int:
     _check_parts(settings)
     lines = [
         f"listens on  {settings.server.host}:{settings.server.port}, auth {settings.auth.mode}",
-        *(f"provider    {p.name} ({p.kind}): {', '.join(p.models)}" for p in settings.providers),
+        *(f"provider    {p.name} ({p.kind}): {', '.join(p.models) or 'by routes only'}" for p in settings.providers),
+        *(
+            f"route       {r.model}: {', '.join(' as '.join(filter(None, (t.provider, t.model))) for t in r.targets)}"
+            for r in settings.routes
+        ),
         _check_model(settings),
         f"leakage     {settings.leakage.stream}, {settings.leakage.action}; protected texts: {len(settings.protected)}",
         f"tenants     {', '.join([DEFAULT_TENANT, *(t.name for t in settings.tenants)])}",

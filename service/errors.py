@@ -24,11 +24,14 @@ A block is a value (`firewall.verdict.Verdict`), never an exception; these are f
     └── UpstreamError             the provider failed (502)
         ├── UpstreamUnreachable   502
         ├── UpstreamTimeout       504
+        ├── UpstreamUnavailable   503  nobody who has the model has a place, or all are left alone for a while
         ├── RunawayReply          502  a stream past its bound, or one that only repeats itself
         └── UpstreamInvalid       502  a reply that cannot be parsed, and so cannot be judged
 """
 
 from __future__ import annotations
+
+import math
 
 import msgspec
 
@@ -182,6 +185,17 @@ class UpstreamTimeout(UpstreamError):
 
     status = 504
     code = "upstream_timeout"
+
+
+class UpstreamUnavailable(UpstreamError):
+    """Nobody who has the model can take a call now; nothing was sent. After `pause_s` somebody is asked again."""
+
+    status = 503
+    code = "upstream_unavailable"
+
+    def __init__(self, message: str, *, pause_s: float = 0.0) -> None:
+        super().__init__(message)
+        self.headers = {"retry-after": str(max(1, math.ceil(pause_s)))}
 
 
 class RunawayReply(UpstreamError):

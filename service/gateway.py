@@ -35,10 +35,11 @@ from service.interfaces import (
     Judged,
     Piece,
     PromptGuard,
-    Provider,
     Reply,
     ReplyGuard,
+    Route,
     Router,
+    Target,
     Tenancy,
 )
 from service.ledger import Ledger, log_unexpected
@@ -172,7 +173,7 @@ class _Request:
         gateway, exchange = self._gateway, self._exchange
         caller = self._ledger.caller = await gateway.tenancy.authenticate(exchange.credential)
         call = self._ledger.call = await exchange.receive()
-        provider = await self._provider(caller.tenant, call)
+        route = await self._route(caller.tenant, call)
         caller.authorise((segment.role, segment.pointer) for segment in call.prompt.segments)
         texts = [segment.text for segment in call.prompt.segments]
         reserved = await gateway.tenancy.reserve(
@@ -185,14 +186,7 @@ class _Request:
             billed=not (call.stored or call.counted_only),
         )
         self._ledger.reservation = reserved
-        body = call.body
-        if reserved.max_output_tokens is not None:
-            body = exchange.wire.clamp(call, reserved.max_output_tokens)
-        if not call.reports_usage and provider.asks_usage:
-            # What was really used is what is settled; the caller sees no more of it than it asked for.
-            body = exchange.wire.ask_usage(body)
-            self._ledger.hides_usage = True
-        early = asyncio.ensure_future(self._forward(provider, body)) if gateway.overlap else None
+        early = asyncio.ensure_future(self._forward(route, call)) if gateway.overlap else None
         try:
             verdict = await self._judge_prompt(call.prompt)
             if verdict.action == "block":
@@ -203,7 +197,7 @@ class _Request:
             if echoes := self._ledger.echoes:
                 # The caller's own words are no leak to him; a secret is one even there.
                 self._ledger.echo_judge = await gateway.replies.open(caller.tenant, (), tuple(echoes))
-            reply = await (early or self._forward(provider, body))
+            reply = await (early or self._forward(route, call))
             await self._answer.forward(reply, call)
         finally:
             if early is not None:
@@ -211,26 +205,29 @@ class _Request:
             if self._reply is not None:
                 await self._reply.close()
 
-    async def _provider(self, tenant: str, call: Call) -> Provider:
+    async def _route(self, tenant: str, call: Call) -> Route:
         """Who is asked. Raises NotFound, also for an id that this provider did not issue to this tenant."""
         providers, ledger = self._gateway.providers, self._ledger
         known = dict.fromkeys(call.system_texts)
         ledger.echoes = call.echoes
         if call.stored:
             origin = await self._origin(tenant, call.stored, "")
-            provider = providers.named(origin.provider)
+            route = providers.named(origin.provider)
             known.update(dict.fromkeys(origin.system_texts))
             ledger.echoes |= known.keys()
         else:
-            provider = providers.choose(call.model, self._exchange.wire.name)
-        ledger.provider = provider.name
+            route = providers.choose(call.model, self._exchange.wire.name)
+        ledger.provider = route.name
         for reference in call.references:
             origin = await self._origin(tenant, reference.id, reference.pointer)
-            if origin.provider != provider.name:
+            narrowed = route.only(origin.provider)  # what one provider keeps, no other knows
+            if narrowed is None:
                 raise _not_issued(reference.pointer)
+            route = narrowed
+            ledger.provider = route.name
             known.update(dict.fromkeys(origin.system_texts))
         ledger.system_texts = tuple(known)
-        return provider
+        return route
 
     async def _origin(self, tenant: str, issued_id: str, pointer: str) -> Origin:
         origin = await self._gateway.issued.find(tenant, issued_id)
@@ -295,19 +292,35 @@ class _Request:
             raise GuardFailed("The prompt could not be judged.")
         return verdict
 
-    async def _forward(self, provider: Provider, body: bytes) -> Reply:
-        assert self._ledger.call is not None
+    async def _forward(self, route: Route, call: Call) -> Reply:
         self._ledger.forwarded = perf_counter()
-        reply = await provider.open(
-            self._ledger.call.path or self._exchange.wire.path,
-            body,
-            stream=self._ledger.call.stream,
+        reply = await route.open(
+            call.path or self._exchange.wire.path,
+            lambda target: self._body(target, call),
+            stream=call.stream,
             headers=self._exchange.forwarded_headers,
-            method=self._ledger.call.method,
+            method=call.method,
+            note=self._ledger.note,
         )
         self._reply = reply
+        self._ledger.provider = reply.provider
         self._ledger.answered = True
         return reply
+
+    def _body(self, target: Target, call: Call) -> bytes:
+        """What this provider is sent: the caller's bytes, and spliced into them what a limit, a settlement or the
+        provider's own name for the model asks for.
+        """
+        exchange, reserved = self._exchange, self._ledger.reservation
+        asked, body = call.model, call.body
+        call = replace(call, model=target.model or asked)  # some models have their own member for the bound
+        if reserved is not None and reserved.max_output_tokens is not None:
+            body = exchange.wire.clamp(call, reserved.max_output_tokens)
+        # What was really used is what is settled; the caller sees no more of it than it asked for.
+        self._ledger.hides_usage = not call.reports_usage and target.asks_usage
+        if self._ledger.hides_usage:
+            body = exchange.wire.ask_usage(body)
+        return exchange.name_model(body, call.model) if call.model != asked else body
 
     # -- the end -----------------------------------------------------------------------------------------------------
 

@@ -188,6 +188,9 @@ class Exchange(Protocol):
     def forwarded_headers(self) -> Mapping[str, str]:
         """The caller's headers that may reach a provider."""
 
+    def name_model(self, body: bytes, model: str) -> bytes:
+        """A body of this protocol that asks for this model, every other byte as it is."""
+
     async def receive(self) -> Call:
         """Read and parse the request. Raises RequestError, CallerLeft."""
 
@@ -348,21 +351,66 @@ class Provider(Protocol):
     asks_usage: bool
 
     async def open(
-        self, path: str, body: bytes, *, stream: bool, headers: Mapping[str, str], method: str = "POST"
+        self, path: str, body: bytes, *, stream: bool, headers: Mapping[str, str], method: str = "POST", model: str = ""
     ) -> Reply:
-        """Send a call and wait for the answer's head. Raises UpstreamError."""
+        """Send a call for a model and wait for the answer's head. Raises UpstreamError, MalformedRequest."""
+
+
+class RoutedReply(Reply, Protocol):
+    """A provider's answer, and whose it is."""
+
+    provider: str
+
+
+class Target(Protocol):
+    """A provider as one call would ask it."""
+
+    @property
+    def name(self) -> str:
+        """The provider's."""
+
+    @property
+    def model(self) -> str:
+        """The name that it knows the model by; empty where it is not asked for one."""
+
+    @property
+    def asks_usage(self) -> bool:
+        """As `Provider.asks_usage`."""
+
+
+class Route(Protocol):
+    """The providers that may answer one call, in the order in which they are asked, one at a time."""
+
+    @property
+    def name(self) -> str:
+        """Of the provider that is asked first."""
+
+    def only(self, name: str) -> Route | None:
+        """With no other provider than this one; None where it is not among them."""
+
+    async def open(
+        self,
+        path: str,
+        body_of: Callable[[Target], bytes],
+        *,
+        stream: bool,
+        headers: Mapping[str, str],
+        method: str,
+        note: Callable[[str, str], None],
+    ) -> RoutedReply:
+        """Ask until one answers; `note` is told (provider, how it went) of each. Raises UpstreamError."""
 
 
 class Router(Protocol):
-    """Chooses the provider of a model."""
+    """Chooses who may be asked for a model."""
 
-    def choose(self, model: str, protocol: str | None) -> Provider:
-        """One that speaks the protocol (`Wire.name`), with None any. Raises NotFound, and MalformedRequest where
+    def choose(self, model: str, protocol: str | None) -> Route:
+        """Those who speak the protocol (`Wire.name`), with None any. Raises NotFound, and MalformedRequest where
         none speaks it.
         """
 
-    def named(self, name: str) -> Provider:
-        """The provider of this name. Raises NotFound."""
+    def named(self, name: str) -> Route:
+        """To the provider of this name. Raises NotFound."""
 
 
 class IssuedIds(Protocol):

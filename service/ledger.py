@@ -11,11 +11,13 @@ from typing import Protocol
 import msgspec
 import structlog
 
-from service.errors import UpstreamUnreachable
+from service.errors import UpstreamUnavailable, UpstreamUnreachable
 from service.firewall.verdict import Verdict, decide
 from service.interfaces import AuditSink, Call, Caller, Exchange, ReplyJudge, Reservation, Tenancy, Usage
 from service.records.audit import AuditFinding, AuditRow
 from service.release import Release
+
+_NOT_SENT = frozenset({UpstreamUnreachable.code, UpstreamUnavailable.code})
 
 _log = structlog.get_logger("gateway")
 
@@ -32,7 +34,8 @@ class Ledger:
     """Filled in while the request is on its way. `closing` is set once its end has begun; `forwarded` is when the
     provider was called (0.0: not at all), `answered` whether an answer of it began. `system_texts` are the call's own
     and those of the turns it goes on from; `hides_usage`: the provider was asked for what the caller did not ask for;
-    `echo_judge` is for what only repeats one of `echoes`.
+    `echo_judge` is for what only repeats one of `echoes`. `provider` is who would be asked, is asked or has answered;
+    `attempts` says of each that was tried how it went.
     """
 
     def __init__(self, books: Books, exchange: Exchange) -> None:
@@ -43,6 +46,7 @@ class Ledger:
         self.caller: Caller | None = None
         self.call: Call | None = None
         self.provider = ""
+        self.attempts: list[str] = []
         self.reservation: Reservation | None = None
         self.prompt_verdict: Verdict | None = None
         self.reply_verdict: Verdict | None = None
@@ -59,6 +63,11 @@ class Ledger:
         self.status = 0
         self.error = ""
         self.closing = False
+
+    def note(self, provider: str, how: str) -> None:
+        """A provider was tried, and how it went (`interfaces.Route.open`)."""
+        self.provider = provider
+        self.attempts.append(f"{provider} {how}")
 
     async def close(self) -> None:
         """Settle and record, once. Raises StorageFailed where the policy is to fail closed."""
@@ -84,7 +93,7 @@ class Ledger:
             if self.usage is not None:
                 prompt_tokens, completion_tokens = self.usage.prompt_tokens, self.usage.completion_tokens
                 cached_tokens = self.usage.cached_tokens
-            elif self.answered or (self.forwarded and self.error != UpstreamUnreachable.code):
+            elif self.answered or (self.forwarded and self.error not in _NOT_SENT):
                 prompt_tokens = reserved.prompt_tokens
                 # What was thought and not delivered is billed all the same, and nobody said how much it was.
                 completion_tokens = reserved.output_tokens if reserved.hidden_output else 0
@@ -119,6 +128,7 @@ class Ledger:
             protocol=self._exchange.wire.name,
             model=call.model if call else "",
             provider=self.provider,
+            attempts=tuple(self.attempts),
             action=folded.action if decided else "error",
             category=decisive.category if decisive and decisive.action != "allow" else "",
             status=self.status,

@@ -168,6 +168,9 @@ class _Exchange:
     def forwarded_headers(self) -> dict[str, str]:
         return {}
 
+    def name_model(self, body: bytes, model: str) -> bytes:
+        return body  # nothing is forwarded
+
     async def receive(self) -> Call:
         return await asyncio.to_thread(scan.parse_scan, self._request, self._server)
 

@@ -53,18 +53,43 @@ class Auth(_Strict, frozen=True, kw_only=True):
 
 class Provider(_Strict, frozen=True, kw_only=True):
     """One LLM provider. `timeout_s` is its longest silence, the first byte included. `stream_usage`: streams of chat
-    completions are asked for their usage, whether the caller does or not.
+    completions are asked for their usage, whether the caller does or not. `concurrency` calls of this process may be
+    under way, more wait `wait_s` for a place. After `breaker_failures` in a row (0: never) it is left alone for
+    `breaker_open_s`. Without `models` it is asked by `[[routes]]` only.
     """
 
     name: Annotated[str, Meta(min_length=1)]
     kind: Literal["openai", "anthropic", "sandbox"]
-    models: Annotated[tuple[str, ...], Meta(min_length=1)]
+    models: Annotated[tuple[str, ...], Meta(min_length=1)] = ()
     base_url: str = ""
     api_key_env: str = ""
     connect_timeout_s: PositiveSeconds = 5.0
     timeout_s: PositiveSeconds = 120.0
     retries: Annotated[int, Meta(ge=0, le=10)] = 1
     stream_usage: bool = True
+    concurrency: Positive | None = None
+    wait_s: Annotated[float, Meta(ge=0)] = 1.0
+    breaker_failures: Annotated[int, Meta(ge=0)] = 5
+    breaker_open_s: PositiveSeconds = 15.0
+
+
+class RouteTarget(_Strict, frozen=True, kw_only=True):
+    """A provider of a route, and the name by which it knows the model (empty: the caller's)."""
+
+    provider: str
+    model: Annotated[str, Meta(pattern=r"^\S{0,256}$")] = ""
+    weight: Positive = 1
+
+
+class Route(_Strict, frozen=True, kw_only=True):
+    """Who is asked for the models whose whole name matches the glob `model`: the targets in their order, or in one
+    drawn by weight. The next is asked where one cannot take the call, with `next_on_429` also where it has had enough.
+    """
+
+    model: Annotated[str, Meta(min_length=1)]
+    targets: Annotated[tuple[RouteTarget, ...], Meta(min_length=1)]
+    pick: Literal["order", "weight"] = "order"
+    next_on_429: bool = False
 
 
 class Actions(_Strict, frozen=True, kw_only=True):
@@ -198,6 +223,7 @@ class Settings(_Strict, frozen=True, kw_only=True):
     server: Server = Server()
     auth: Auth = Auth()
     providers: tuple[Provider, ...] = (Provider(name="sandbox", kind="sandbox", models=("sandbox-*",)),)
+    routes: tuple[Route, ...] = ()
     detection: Detection = Detection()
     leakage: Leakage = Leakage()
     protected: tuple[Protected, ...] = ()
@@ -263,14 +289,8 @@ def check(settings: Settings) -> None:
     _unique("providers", [p.name for p in settings.providers])
     _unique("tenants", [t.name for t in settings.tenants])
     _unique("protected", [f"{p.tenant}/{p.name}" for p in settings.protected])
-    for index, provider in enumerate(settings.providers):
-        where = f"providers[{index}]"
-        if provider.kind == "anthropic" and provider.base_url.rstrip("/").endswith("/v1"):
-            raise ConfigError(f'{where}.base_url: without /v1 for kind "anthropic", as its SDK takes it')
-        if provider.kind != "sandbox" and not provider.base_url.startswith(("http://", "https://")):
-            raise ConfigError(f"{where}.base_url: an http(s) address is needed for kind {provider.kind!r}")
-        if provider.api_key_env and provider.api_key_env not in os.environ:
-            raise ConfigError(f"{where}.api_key_env: environment variable {provider.api_key_env} is not set")
+    _check_providers(settings)
+    _check_routes(settings)
     for index, text in enumerate(settings.protected):
         where = f"protected[{index}]"
         if bool(text.value_env) == bool(text.file):
@@ -279,6 +299,28 @@ def check(settings: Settings) -> None:
             raise ConfigError(f"{where}.value_env: environment variable {text.value_env} is not set")
         if text.file and not (settings.folder / text.file).is_file():
             raise ConfigError(f"{where}.file: {text.file} does not exist")
+
+
+def _check_routes(settings: Settings) -> None:
+    names = {provider.name for provider in settings.providers}
+    for index, route in enumerate(settings.routes):
+        for at, target in enumerate(route.targets):
+            if target.provider not in names:
+                raise ConfigError(f"routes[{index}].targets[{at}].provider: there is no provider {target.provider!r}")
+
+
+def _check_providers(settings: Settings) -> None:
+    routed = {target.provider for route in settings.routes for target in route.targets}
+    for index, provider in enumerate(settings.providers):
+        where = f"providers[{index}]"
+        if not provider.models and provider.name not in routed:
+            raise ConfigError(f"{where}.models: missing, and no route names this provider: it would never be asked")
+        if provider.kind == "anthropic" and provider.base_url.rstrip("/").endswith("/v1"):
+            raise ConfigError(f'{where}.base_url: without /v1 for kind "anthropic", as its SDK takes it')
+        if provider.kind != "sandbox" and not provider.base_url.startswith(("http://", "https://")):
+            raise ConfigError(f"{where}.base_url: an http(s) address is needed for kind {provider.kind!r}")
+        if provider.api_key_env and provider.api_key_env not in os.environ:
+            raise ConfigError(f"{where}.api_key_env: environment variable {provider.api_key_env} is not set")
 
 
 def _unique(where: str, names: list[str]) -> None:

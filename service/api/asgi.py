@@ -123,6 +123,10 @@ class HttpExchange:
         """An allow-list: credentials, cookies and hop-by-hop headers cannot slip through a name nobody thought of."""
         return {name: value for name, value in self._headers.items() if name in _FORWARDED}
 
+    def name_model(self, body: bytes, model: str) -> bytes:
+        """The body asking for this model, every other byte as it is: all protocols name it at the top."""
+        return strict_json.splice_member(body, "model", model)
+
     async def receive(self) -> Call:
         """Check the headers, read the body under its cap and in its time, parse it. Raises RequestError, CallerLeft."""
         headers = self._headers

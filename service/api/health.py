@@ -21,10 +21,15 @@ def live() -> Handler:
     return page(render, error_body=_error_body)
 
 
-def ready(facts: Mapping[str, str], checks: Mapping[str, Callable[[], Awaitable[None]]]) -> Handler:
+def ready(
+    facts: Mapping[str, str],
+    checks: Mapping[str, Callable[[], Awaitable[None]]],
+    providers: Callable[[], Mapping[str, str]] = dict,
+) -> Handler:
     """Every part that a request needs works: 200, else 503 with the names of those that do not.
 
-    `facts` are stated in the answer: the artifact, the execution provider.
+    `facts` are stated in the answer: the artifact, the execution provider; so are the `providers`, each with the state
+    of its breaker. Where some are left alone it is `degraded`, and 503 only where all are.
     """
 
     async def render(_: str) -> tuple[int, str, bytes]:
@@ -34,7 +39,12 @@ def ready(facts: Mapping[str, str], checks: Mapping[str, Callable[[], Awaitable[
                 await check()
             except Exception:
                 failed.append(name)
-        status = {"status": "not ready" if failed else "ready", "failed": failed, **facts}
+        states = dict(providers())
+        resting = [name for name, state in states.items() if state == "open"]
+        if resting and len(resting) == len(states):
+            failed.append("providers")
+        word = "not ready" if failed else "degraded" if resting else "ready"
+        status = {"status": word, "failed": failed, "providers": states, **facts}
         return 503 if failed else 200, "application/json", msgspec.json.encode(status)
 
     return page(render, error_body=_error_body)

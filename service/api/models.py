@@ -1,7 +1,7 @@
 """`GET /v1/models` and `GET /v1/models/{id}`: what can be asked for here.
 
-A provider's globs are listed as they stand in the configuration. Any name that a provider would be asked for is found
-by its id, also one that is not listed.
+The globs of routes and providers are listed as they stand in the configuration. Any name that a provider would be asked
+for is found by its id, also one that is not listed.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ from service.api.chat_reply import ChatWire
 from service.api.request_fields import is_model_name
 from service.errors import NotFound
 from service.interfaces import Router
-from service.settings import Provider
+from service.settings import Provider, Route
 
 PATH = "/v1/models"
 
 
 def handler(
     providers: Sequence[Provider],
+    routes: Sequence[Route],
     sandbox_models: Sequence[str],
     router: Router,
     authenticate: Callable[[str], Awaitable[Any]],
@@ -34,6 +35,8 @@ def handler(
     To be mounted at `PATH`: its paths are what follows.
     """
     entries: dict[str, dict[str, Any]] = {}
+    for route in routes:
+        entries.setdefault(route.model, _entry(route.model, route.targets[0].provider))
     for provider in providers:
         for name in _names(provider, sandbox_models):
             entries.setdefault(name, _entry(name, provider.name))  # the first provider is the one that is asked

@@ -25,7 +25,9 @@ class AuditFinding(msgspec.Struct, frozen=True):
 class AuditRow(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that is kept of one request.
 
-    `time` is seconds since the epoch (UTC). `action` is the severest of the prompt's and the reply's verdicts, or
+    `time` is seconds since the epoch (UTC). `provider` is who answered, or who was asked
+    last, or would have been; `attempts` holds `<provider> <how it went>` of each that was tried: a status, or a word of
+    `interfaces.Route`. `action` is the severest of the prompt's and the reply's verdicts, or
     `error` where no verdict was reached; `category` is that of the decisive finding. `status` is the HTTP status that
     the caller got (499: the caller left before one was sent). `unscannable` holds `<pointer> <kind>` of what no text
     guard can read. All `_ms` are milliseconds of wall time; `upstream_ms` runs from the call to the provider's last
@@ -40,6 +42,7 @@ class AuditRow(msgspec.Struct, frozen=True, kw_only=True):
     protocol: str = ""
     model: str = ""
     provider: str = ""
+    attempts: tuple[str, ...] = ()
     action: str = "allow"
     category: str = ""
     status: int = 0

@@ -25,7 +25,7 @@ from service.errors import ConfigError, StorageFailed
 from service.records.audit import AuditFinding, AuditRow
 from service.settings import Settings
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 BUSY_TIMEOUT_MS = 5_000
 _LOCKED, _LOCKED_PAUSE_S = "database is locked", 0.02
 
@@ -49,6 +49,7 @@ AUDIT = sa.Table(
     sa.Column("protocol", sa.Text, nullable=False),
     sa.Column("model", sa.Text, nullable=False),
     sa.Column("provider", sa.Text, nullable=False),
+    sa.Column("attempts", sa.Text, nullable=False),
     sa.Column("action", sa.Text, nullable=False),
     sa.Column("category", sa.Text, nullable=False),
     sa.Column("status", sa.Integer, nullable=False),
@@ -65,7 +66,10 @@ AUDIT = sa.Table(
     sa.Column("unknown_fields", sa.Text, nullable=False),
     sa.Column("error", sa.Text, nullable=False),
 )
-_JSON_COLUMNS = ("findings", "unjudged", "unscannable", "unknown_fields")
+_JSON_COLUMNS = ("findings", "attempts", "unjudged", "unscannable", "unknown_fields")
+
+_UPGRADES = {1: "ALTER TABLE audit ADD COLUMN attempts TEXT NOT NULL DEFAULT '[]'"}
+"""What makes of a schema the next one."""
 
 KEYS = sa.Table(
     "api_keys",
@@ -250,6 +254,11 @@ async def _check_schema(connection: AsyncConnection, path: Path, create: bool) -
                 await connection.execute(CreateIndex(index, if_not_exists=True))
         await connection.execute(SCHEMA.insert().prefix_with("OR IGNORE"), [{"id": 1, "version": SCHEMA_VERSION}])
     version = (await connection.execute(sa.select(SCHEMA.c.version))).scalar()
+    # The insert above has taken the file's one place to write: two who open it do not do this twice.
+    while create and version in _UPGRADES:
+        await connection.execute(sa.text(_UPGRADES[version]))
+        version += 1
+        await connection.execute(SCHEMA.update().values(version=version))
     if version != SCHEMA_VERSION:
         raise ConfigError(
             f"storage.url: {path} has schema {version}, this version reads {SCHEMA_VERSION}; "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from prometheus_client import (
@@ -36,6 +36,8 @@ class Observed(Protocol):
     def category(self) -> str: ...  # noqa: D102
     @property
     def status(self) -> int: ...  # noqa: D102
+    @property
+    def attempts(self) -> Sequence[str]: ...  # noqa: D102
     @property
     def unjudged(self) -> Sequence[str]: ...  # noqa: D102
     @property
@@ -77,6 +79,12 @@ class Metrics:
         )
         self._errors = Counter("firewall_errors", "Requests that ended in an error", ("code",), registry=self._registry)
         self._tokens = Counter("firewall_tokens", "Tokens used", ("kind",), registry=self._registry)
+        self._attempts = Counter(
+            "firewall_provider_attempts",
+            "Calls to providers by how they went: a status, or a word for what kept them from one",
+            ("provider", "outcome"),
+            registry=self._registry,
+        )
         self._build = Info("firewall_build", "What runs here", registry=self._registry)
 
     def observe(self, row: Observed) -> None:
@@ -91,12 +99,21 @@ class Metrics:
             self._unjudged.labels(guard).inc()
         if row.error:
             self._errors.labels(row.error).inc()
+        for attempt in row.attempts:
+            provider, _, outcome = attempt.rpartition(" ")
+            self._attempts.labels(provider, outcome).inc()
         self._tokens.labels("prompt").inc(row.prompt_tokens)
         self._tokens.labels("completion").inc(row.completion_tokens)
 
     def watch(self, name: str, help_text: str, read: Callable[[], float]) -> None:
         """A gauge `firewall_<name>` that asks `read` at every scrape, such as the depth of the scoring queue."""
         Gauge(f"firewall_{name}", help_text, registry=self._registry).set_function(read)
+
+    def watch_each(self, name: str, help_text: str, label: str, reads: Mapping[str, Callable[[], float]]) -> None:
+        """The same with a series for each value of a label."""
+        gauge = Gauge(f"firewall_{name}", help_text, (label,), registry=self._registry)
+        for value, read in reads.items():
+            gauge.labels(value).set_function(read)
 
     def describe(self, **facts: str) -> None:
         """Say what runs here: version, artifact, execution provider."""

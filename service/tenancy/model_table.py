@@ -90,6 +90,7 @@ def check(settings: Settings) -> None:
     """
     table = load_models(settings)
     globs = [(f"providers[{i}].models", glob) for i, p in enumerate(settings.providers) for glob in p.models]
+    globs += [(f"routes[{i}].model", route.model) for i, route in enumerate(settings.routes)]
     missing = [(where, glob) for where, glob in globs if not table.may_price(glob)]
     everyone = (("limits", settings.limits), ("keys.limits", settings.keys.limits))
     tenants = [(f"tenants[{i}].limits", t.limits) for i, t in enumerate(settings.tenants) if t.limits is not None]

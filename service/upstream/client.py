@@ -119,12 +119,13 @@ class HttpProvider:
             self._headers["authorization"] = f"Bearer {api_key}"
 
     async def open(
-        self, path: str, body: bytes, *, stream: bool, headers: Mapping[str, str], method: str = "POST"
+        self, path: str, body: bytes, *, stream: bool, headers: Mapping[str, str], method: str = "POST", model: str = ""
     ) -> HttpReply:
         """Send a call and wait for the answer's head, trying again where nothing of an answer had come.
 
         Raises UpstreamUnreachable, UpstreamTimeout. A silent provider is not asked again: it may be working.
         """
+        del model
         accept = "text/event-stream" if stream else "application/json"
         sent = {**self._defaults, **headers, **self._headers, "accept": accept}
         if not body:

@@ -1,55 +1,77 @@
-"""Chooses the provider of a model by its globs, in the order of the configuration."""
+"""Chooses who may be asked for a model: by the routes, then by the providers' own globs, in their order."""
 
 from __future__ import annotations
 
+import random
 import re
 from collections.abc import Mapping, Sequence
 from fnmatch import translate
-from typing import Generic, TypeVar
+
+import msgspec
 
 from service.errors import MalformedRequest, NotFound
 from service.settings import Provider as ProviderSettings
-
-P = TypeVar("P")
+from service.settings import Route as RouteSettings
+from service.settings import RouteTarget
+from service.upstream.line import Line
+from service.upstream.route import Route, Target
 
 _FAMILIES = {"openai": ("openai",), "anthropic": ("anthropic",), "sandbox": ("openai", "anthropic")}
 """What each kind of provider speaks."""
 
 
-class GlobRouter(Generic[P]):
-    """The first provider of which a glob matches the whole model name and that speaks the caller's protocol.
+class Router:
+    """The first entry of which the glob matches the whole model name and that speaks the caller's protocol.
 
-    `providers` are by their configured name.
+    `lines` are by the providers' configured names.
     """
 
-    def __init__(self, settings: Sequence[ProviderSettings], providers: Mapping[str, P]) -> None:
-        self._providers = providers
-        self._rules = [
-            (re.compile(translate(glob)), _FAMILIES[entry.kind], providers[entry.name])
-            for entry in settings
+    def __init__(
+        self,
+        providers: Sequence[ProviderSettings],
+        lines: Mapping[str, Line],
+        routes: Sequence[RouteSettings] = (),
+        draw: random.Random | None = None,
+    ) -> None:
+        self._lines = lines
+        self._families = {entry.name: _FAMILIES[entry.kind] for entry in providers}
+        self._draw = draw or random.Random()  # noqa: S311 -- spreads load, keeps no secret
+        own = [
+            RouteSettings(model=glob, targets=(RouteTarget(provider=entry.name),))
+            for entry in providers
             for glob in entry.models
         ]
+        self._rules = [(re.compile(translate(rule.model)), rule) for rule in (*routes, *own)]
 
-    def choose(self, model: str, protocol: str | None) -> P:
-        """The provider of this model for a protocol such as `openai.chat`, with None for any.
+    def choose(self, model: str, protocol: str | None) -> Route:
+        """The providers of this model for a protocol such as `openai.chat`, with None for any.
 
         Raises NotFound, and MalformedRequest where the model's providers speak another family's protocols only.
         """
         asked = protocol.partition(".")[0] if protocol is not None else None
         spoken: tuple[str, ...] = ()
-        for pattern, families, provider in self._rules:
-            if pattern.match(model):
-                if asked is None or asked in families:
-                    return provider
-                spoken = spoken or families
+        for pattern, rule in self._rules:
+            if not pattern.match(model):
+                continue
+            able = [t for t in rule.targets if asked is None or asked in self._families[t.provider]]
+            if able:
+                return self._route(msgspec.structs.replace(rule, targets=tuple(able)), model)
+            spoken = spoken or self._families[rule.targets[0].provider]
         if spoken:
             raise MalformedRequest(
                 f"This model's provider speaks the protocols of {spoken[0]}, not of {asked}.", pointer="/model"
             )
         raise NotFound("No provider is configured for this model.", pointer="/model")
 
-    def named(self, name: str) -> P:
-        """The provider of this name. Raises NotFound."""
-        if name not in self._providers:
+    def named(self, name: str) -> Route:
+        """To the provider of this name. Raises NotFound."""
+        if name not in self._lines:
             raise NotFound("The provider that made this is not configured any more.")
-        return self._providers[name]
+        return Route([Target(self._lines[name], "")])
+
+    def _route(self, rule: RouteSettings, model: str) -> Route:
+        targets = list(rule.targets)
+        if rule.pick == "weight" and len(targets) > 1:
+            # The order in which they would come if each came at random, its weight times as often as one of weight 1.
+            targets.sort(key=lambda target: self._draw.expovariate(target.weight))
+        return Route([Target(self._lines[t.provider], t.model or model) for t in targets], next_on_429=rule.next_on_429)

@@ -76,10 +76,10 @@ class Sandbox:
         self._kept = KeptResponses()
 
     async def open(
-        self, path: str, body: bytes, *, stream: bool, headers: Mapping[str, str], method: str = "POST"
+        self, path: str, body: bytes, *, stream: bool, headers: Mapping[str, str], method: str = "POST", model: str = ""
     ) -> SandboxReply:
         """Answer one call."""
-        del headers
+        del headers, model
         if path.startswith("/responses/"):
             return self._about_kept(method, path, stream=stream)
         is_messages = path in sandbox_messages.PATHS

@@ -13,7 +13,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from service.app import Parts, assemble
+from service.app import Parts, assemble, lines_of
 from service.errors import StorageFailed, Unauthenticated
 from service.firewall.prompt import Prompt
 from service.firewall.verdict import Finding, Verdict, decide
@@ -22,7 +22,7 @@ from service.records.audit import AuditRow
 from service.settings import Auth, Provider, Server, Settings
 from service.tenancy.issued import IssuedIds
 from service.upstream.client import HttpProvider, SharedSession
-from service.upstream.router import GlobRouter
+from service.upstream.router import Router
 from service.upstream.sandbox import Sandbox
 from tests.servers import running
 
@@ -339,7 +339,7 @@ def world() -> Iterator[World]:
         tenancy=made.tenancy,
         prompts=made.prompts,
         replies=made.replies,
-        providers=GlobRouter(settings.providers, {**http, "sandbox": Sandbox()}),
+        providers=Router(settings.providers, lines_of(settings, {**http, "sandbox": Sandbox()})),
         issued=IssuedIds(made.issued, lambda text: text),
         audit=made.audit,
         observe=made.observed.append,

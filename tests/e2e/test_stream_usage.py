@@ -55,7 +55,7 @@ async def test_a_whole_reply_is_not_asked_for_what_it_always_says(world: Any, as
 
 
 async def test_a_provider_that_refuses_the_option_is_not_asked(world: Any, ask: Any) -> None:
-    world.gateway.providers.choose("up-pieces", None).asks_usage = False
+    world.gateway.providers.named("up").targets[0].line.provider.asks_usage = False
     world.upstream.pieces = [event("one", "stop"), DONE]
     async with ask("up-pieces", stream=True) as answer:
         await answer.read()

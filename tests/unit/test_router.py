@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+import random
+from collections import Counter
+from typing import Any
+
 import pytest
 
 from service.errors import MalformedRequest, NotFound
-from service.settings import Provider
-from service.upstream.router import GlobRouter
+from service.settings import Provider, Route, RouteTarget
+from service.upstream.breaker import Breaker
+from service.upstream.line import Line
+from service.upstream.router import Router
+
+
+class Nobody:
+    asks_usage = True
+
+    async def open(self, *_: Any, **__: Any) -> Any:
+        raise AssertionError("nobody is to be asked here")
+
 
 PROVIDERS = (
     Provider(name="claude", kind="anthropic", models=("claude-*", "both-*"), base_url="http://a"),
     Provider(name="gpt", kind="openai", models=("gpt-*", "both-*"), base_url="http://b/v1"),
     Provider(name="sandbox", kind="sandbox", models=("sandbox-*",)),
 )
-ROUTER = GlobRouter(PROVIDERS, {provider.name: provider.name for provider in PROVIDERS})
+LINES = {provider.name: Line(provider.name, Nobody(), Breaker(0, 1.0)) for provider in PROVIDERS}
+ROUTER = Router(PROVIDERS, LINES)
 
 
 @pytest.mark.parametrize(
@@ -31,7 +46,7 @@ ROUTER = GlobRouter(PROVIDERS, {provider.name: provider.name for provider in PRO
     ],
 )
 def test_the_first_that_matches_and_speaks_the_protocol_is_chosen(model: str, protocol: str | None, name: str) -> None:
-    assert ROUTER.choose(model, protocol) == name
+    assert ROUTER.choose(model, protocol).name == name
 
 
 @pytest.mark.parametrize(("model", "protocol"), [("claude-1", "openai.chat"), ("gpt-1", "anthropic.messages")])
@@ -44,3 +59,51 @@ def test_a_protocol_that_the_model_s_provider_does_not_speak_is_named(model: str
 def test_a_model_that_nobody_has_is_not_found() -> None:
     with pytest.raises(NotFound):
         ROUTER.choose("who", "openai.chat")
+
+
+def routed(*routes: Route) -> Router:
+    return Router(PROVIDERS, LINES, routes, random.Random(7))
+
+
+def to(*targets: RouteTarget | str, **fields: Any) -> Route:
+    made = tuple(RouteTarget(provider=t) if isinstance(t, str) else t for t in targets)
+    return Route(model="fast", targets=made, **fields)
+
+
+def asked(route: Any) -> list[tuple[str, str]]:
+    return [(target.name, target.model) for target in route.targets]
+
+
+def test_a_route_comes_before_the_providers_own_globs_and_keeps_its_order() -> None:
+    route = Route(model="gpt-*", targets=(RouteTarget(provider="sandbox"), RouteTarget(provider="gpt")))
+    assert asked(routed(route).choose("gpt-1", "openai.chat")) == [("sandbox", "gpt-1"), ("gpt", "gpt-1")]
+    assert asked(routed(route).choose("claude-1", None)) == [("claude", "claude-1")]
+
+
+def test_a_target_names_the_model_by_the_provider_s_own_name() -> None:
+    router = routed(to(RouteTarget(provider="gpt", model="gpt-4o-mini"), "sandbox"))
+    assert asked(router.choose("fast", "openai.chat")) == [("gpt", "gpt-4o-mini"), ("sandbox", "fast")]
+
+
+def test_targets_that_do_not_speak_the_caller_s_protocol_are_left_out() -> None:
+    router = routed(to("gpt", "claude"))
+    assert asked(router.choose("fast", "anthropic.messages")) == [("claude", "fast")]
+    assert asked(router.choose("fast", "openai.chat")) == [("gpt", "fast")]
+    with pytest.raises(MalformedRequest):
+        routed(to("claude")).choose("fast", "openai.chat")
+
+
+def test_weights_say_how_often_each_is_asked_first_and_all_of_them_stay_in_the_list() -> None:
+    router = routed(to(RouteTarget(provider="gpt", weight=3), RouteTarget(provider="sandbox", weight=1), pick="weight"))
+    drawn = [asked(router.choose("fast", "openai.chat")) for _ in range(2_000)]
+    first = Counter(targets[0][0] for targets in drawn)
+    assert 1_400 < first["gpt"] < 1_600
+    assert all(len(targets) == 2 for targets in drawn)
+
+
+def test_what_one_provider_keeps_is_asked_of_no_other() -> None:
+    route = routed(to("gpt", "sandbox")).choose("fast", "openai.responses")
+    narrowed = route.only("sandbox")
+    assert narrowed is not None
+    assert asked(narrowed) == [("sandbox", "fast")]
+    assert route.only("claude") is None

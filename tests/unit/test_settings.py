@@ -58,6 +58,14 @@ def test_the_repositorys_example_is_accepted():
             'base_url = "http://x"\napi_key_env = "NOT_SET_1"',
             "providers[0].api_key_env",
         ),
+        ('[[providers]]\nname = "a"\nkind = "sandbox"', "providers[0].models"),
+        ('[[routes]]\nmodel = "x"\ntargets = [{ provider = "nobody" }]', "routes[0].targets[0].provider"),
+        ('[[routes]]\nmodel = "x"\ntargets = []', "$.routes[0].targets"),
+        (
+            '[[routes]]\nmodel = "x"\ntargets = [{ provider = "sandbox", model = "a b" }]',
+            "$.routes[0].targets[0].model",
+        ),
+        ('[[routes]]\nmodel = "x"\ntargets = [{ provider = "sandbox", weight = 0 }]', "$.routes[0].targets[0].weight"),
         ("[server", "firewall.toml"),
     ],
 )
@@ -76,3 +84,8 @@ def test_a_missing_file_is_named(tmp_path):
 def test_the_folder_cannot_be_set_from_the_file(tmp_path):
     with pytest.raises(ConfigError, match="folder"):
         load(written(tmp_path, 'folder = "/etc"'))
+
+
+def test_a_provider_that_a_route_names_needs_no_globs_of_its_own(tmp_path):
+    text = '[[providers]]\nname = "a"\nkind = "sandbox"\n[[routes]]\nmodel = "x"\ntargets = [{ provider = "a" }]'
+    assert load(written(tmp_path, text)).providers[0].models == ()

@@ -179,6 +179,22 @@ async def test_another_versions_schema_is_refused(store):
         await Store(store.path).open()
 
 
+async def test_a_file_of_an_earlier_schema_is_brought_to_this_one_and_keeps_its_rows(store):
+    await store.add_rows([row("old")])
+    await store.close()
+    with sqlite3.connect(store.path) as connection:
+        connection.execute("ALTER TABLE audit DROP COLUMN attempts")
+        connection.execute("UPDATE schema_version SET version = 1")
+    opened = [Store(store.path) for _ in range(4)]
+    await asyncio.gather(*(each.open() for each in opened))
+    await opened[0].add_rows([row("new", attempts=("a 503", "b 200"))])
+    assert (await opened[0].find_row("old")).attempts == ()
+    assert (await opened[0].find_row("new")).attempts == ("a 503", "b 200")
+    for each in opened:
+        await each.close()
+    assert await verify(store.path) == AuditReport(2, ())
+
+
 async def test_a_file_that_is_no_database_is_refused_and_left_alone(tmp_path):
     path = tmp_path / "notes.db"
     path.write_text("these are my notes, not a database" * 50)
