@@ -152,6 +152,7 @@ def providers_of(settings: Settings, session: SharedSession, count: Count) -> di
                 timeout_s=entry.timeout_s,
                 retries=entry.retries,
                 kind=entry.kind,
+                api_version=entry.api_version,
                 asks_usage=entry.stream_usage,
             )
     return made

@@ -59,10 +59,11 @@ class Provider(_Strict, frozen=True, kw_only=True):
     """
 
     name: Annotated[str, Meta(min_length=1)]
-    kind: Literal["openai", "anthropic", "sandbox"]
+    kind: Literal["openai", "azure", "anthropic", "sandbox"]
     models: Annotated[tuple[str, ...], Meta(min_length=1)] = ()
     base_url: str = ""
     api_key_env: str = ""
+    api_version: Annotated[str, Meta(pattern=r"^(\d{4}-\d{2}-\d{2}(-preview)?|preview|latest|)$")] = ""
     connect_timeout_s: PositiveSeconds = 5.0
     timeout_s: PositiveSeconds = 120.0
     retries: Annotated[int, Meta(ge=0, le=10)] = 1
@@ -317,6 +318,10 @@ def _check_providers(settings: Settings) -> None:
             raise ConfigError(f"{where}.models: missing, and no route names this provider: it would never be asked")
         if provider.kind == "anthropic" and provider.base_url.rstrip("/").endswith("/v1"):
             raise ConfigError(f'{where}.base_url: without /v1 for kind "anthropic", as its SDK takes it')
+        if provider.kind == "azure" and "/openai" in provider.base_url:
+            raise ConfigError(f'{where}.base_url: the resource\'s own address for kind "azure", without /openai')
+        if provider.api_version and provider.kind != "azure":
+            raise ConfigError(f'{where}.api_version: only for kind "azure"')
         if provider.kind != "sandbox" and not provider.base_url.startswith(("http://", "https://")):
             raise ConfigError(f"{where}.base_url: an http(s) address is needed for kind {provider.kind!r}")
         if provider.api_key_env and provider.api_key_env not in os.environ:

@@ -11,11 +11,13 @@ from collections.abc import AsyncIterator, Mapping
 import aiohttp
 
 from service.errors import UpstreamInvalid, UpstreamTimeout, UpstreamUnreachable
+from service.upstream import azure
 
 MAX_REPLY_BYTES = 67_108_864
 """Of one reply, streamed or whole, after decompression."""
 MAX_ERROR_BYTES = 1_048_576
 
+_KEY_HEADERS = {"anthropic": ("x-api-key", ""), "azure": ("api-key", "")}
 _RETRIED = frozenset({502, 503, 504})
 _RETRY_PAUSE_S = 0.1
 _ANTHROPIC_VERSION = "2023-06-01"  # the API refuses calls that name none
@@ -89,7 +91,9 @@ class HttpReply:
 
 
 class HttpProvider:
-    """A provider at `base_url` (`interfaces.Provider`). `kind` says how it is told its key: "openai" or "anthropic"."""
+    """A provider at `base_url` (`interfaces.Provider`). `kind` says how it is told its key, and where its paths lie:
+    "openai", "anthropic" or "azure".
+    """
 
     def __init__(
         self,
@@ -102,6 +106,7 @@ class HttpProvider:
         timeout_s: float,
         retries: int,
         kind: str = "openai",
+        api_version: str = "",
         asks_usage: bool = True,
     ) -> None:
         self.name = name
@@ -113,19 +118,21 @@ class HttpProvider:
         self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout_s, sock_read=timeout_s)
         self._headers = {"content-type": "application/json", "accept-encoding": "identity"}
         self._defaults = {"anthropic-version": _ANTHROPIC_VERSION} if kind == "anthropic" else {}
-        if api_key and kind == "anthropic":
-            self._headers["x-api-key"] = api_key
-        elif api_key:
-            self._headers["authorization"] = f"Bearer {api_key}"
+        self._api_version = api_version if kind == "azure" else None
+        if api_key:
+            name, scheme = _KEY_HEADERS.get(kind, ("authorization", "Bearer "))
+            self._headers[name] = scheme + api_key
 
     async def open(
         self, path: str, body: bytes, *, stream: bool, headers: Mapping[str, str], method: str = "POST", model: str = ""
     ) -> HttpReply:
         """Send a call and wait for the answer's head, trying again where nothing of an answer had come.
 
-        Raises UpstreamUnreachable, UpstreamTimeout. A silent provider is not asked again: it may be working.
+        Raises UpstreamUnreachable, UpstreamTimeout, and MalformedRequest for a name that none of its models can have. A
+        silent provider is not asked again: it may be working.
         """
-        del model
+        if self._api_version is not None:
+            path = azure.below(path, model, self._api_version)
         accept = "text/event-stream" if stream else "application/json"
         sent = {**self._defaults, **headers, **self._headers, "accept": accept}
         if not body:

@@ -16,7 +16,12 @@ from service.settings import RouteTarget
 from service.upstream.line import Line
 from service.upstream.route import Route, Target
 
-_FAMILIES = {"openai": ("openai",), "anthropic": ("anthropic",), "sandbox": ("openai", "anthropic")}
+_FAMILIES = {
+    "openai": ("openai",),
+    "azure": ("openai",),
+    "anthropic": ("anthropic",),
+    "sandbox": ("openai", "anthropic"),
+}
 """What each kind of provider speaks."""
 
 

@@ -66,6 +66,19 @@ def test_the_repositorys_example_is_accepted():
             "$.routes[0].targets[0].model",
         ),
         ('[[routes]]\nmodel = "x"\ntargets = [{ provider = "sandbox", weight = 0 }]', "$.routes[0].targets[0].weight"),
+        (
+            '[[providers]]\nname = "a"\nkind = "azure"\nmodels = ["x"]\nbase_url = "https://x/openai/v1"',
+            "providers[0].base_url",
+        ),
+        (
+            '[[providers]]\nname = "a"\nkind = "azure"\nmodels = ["x"]\nbase_url = "https://x"\napi_version = "2024"',
+            "$.providers[0].api_version",
+        ),
+        (
+            '[[providers]]\nname = "a"\nkind = "openai"\nmodels = ["x"]\nbase_url = "https://x/v1"\n'
+            'api_version = "2024-10-21"',
+            "providers[0].api_version",
+        ),
         ("[server", "firewall.toml"),
     ],
 )
