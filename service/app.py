@@ -31,6 +31,7 @@ from service.api import (
 from service.api.asgi import Handler, check_origin, sign_answer
 from service.api.chat_reply import ChatWire
 from service.api.messages_reply import MessagesWire
+from service.api.messages_to_chat import ChatAsMessages
 from service.errors import NotFound, WireError, to_wire
 from service.firewall.injection import InjectionGuard
 from service.firewall.leakage import LeakageGuard
@@ -228,6 +229,7 @@ def connect(settings: Settings) -> Parts:
         observe=metrics.observe,
         digest=digest,
         overlap=settings.detection.mode == "overlap",
+        translations={ChatWire.name: ChatAsMessages()},
     )
 
     async def start() -> None:

@@ -7,7 +7,7 @@ cleared, and every request ends in exactly one audit row, durable before the ans
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from time import perf_counter
 from typing import Any
 
@@ -41,6 +41,7 @@ from service.interfaces import (
     Router,
     Target,
     Tenancy,
+    Translation,
 )
 from service.ledger import Ledger, log_unexpected
 from service.records.audit import AuditRow
@@ -57,7 +58,7 @@ _log = structlog.get_logger("gateway")
 
 class Gateway:
     """Everything a request passes through. `prompts` None turns the input side off; `overlap` starts the provider's
-    call while the prompt is still judged.
+    call while the prompt is still judged; `translations` are by the protocol of the caller (`Wire.name`).
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class Gateway:
         observe: Callable[[AuditRow], None],
         digest: Digest,
         overlap: bool = False,
+        translations: Mapping[str, Translation] | None = None,
     ) -> None:
         self.tenancy = tenancy
         self.prompts = prompts
@@ -82,6 +84,7 @@ class Gateway:
         self.observe = observe
         self.digest = digest
         self.overlap = overlap
+        self.translations = translations or {}
 
     async def serve(self, exchange: Exchange) -> None:
         """Answer one call; stop all work for it as soon as its caller leaves."""
@@ -295,8 +298,7 @@ class _Request:
     async def _forward(self, route: Route, call: Call) -> Reply:
         self._ledger.forwarded = perf_counter()
         reply = await route.open(
-            call.path or self._exchange.wire.path,
-            lambda target: self._body(target, call),
+            lambda target: self._asked(target, call),
             stream=call.stream,
             headers=self._exchange.forwarded_headers,
             method=call.method,
@@ -305,11 +307,14 @@ class _Request:
         self._reply = reply
         self._ledger.provider = reply.provider
         self._ledger.answered = True
-        return reply
+        if not reply.translated:
+            return reply
+        tells_usage = call.reports_usage or self._ledger.hides_usage
+        return self._gateway.translations[self._exchange.wire.name].reply(reply, tells_usage=tells_usage)
 
-    def _body(self, target: Target, call: Call) -> bytes:
-        """What this provider is sent: the caller's bytes, and spliced into them what a limit, a settlement or the
-        provider's own name for the model asks for.
+    def _asked(self, target: Target, call: Call) -> tuple[str, bytes]:
+        """Path and body for this provider: the caller's bytes, and spliced into them what a limit, a settlement or the
+        provider's own name for the model asks for; all of it translated where it speaks another protocol.
         """
         exchange, reserved = self._exchange, self._ledger.reservation
         asked, body = call.model, call.body
@@ -320,7 +325,12 @@ class _Request:
         self._ledger.hides_usage = not call.reports_usage and target.asks_usage
         if self._ledger.hides_usage:
             body = exchange.wire.ask_usage(body)
-        return exchange.name_model(body, call.model) if call.model != asked else body
+        if call.model != asked:
+            body = exchange.name_model(body, call.model)
+        if target.translated:
+            translation = self._gateway.translations[exchange.wire.name]
+            return translation.path, translation.request(body)
+        return call.path or exchange.wire.path, body
 
     # -- the end -----------------------------------------------------------------------------------------------------
 

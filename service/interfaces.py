@@ -357,9 +357,10 @@ class Provider(Protocol):
 
 
 class RoutedReply(Reply, Protocol):
-    """A provider's answer, and whose it is."""
+    """A provider's answer, whose it is, and whether it is in a protocol that the caller does not speak."""
 
     provider: str
+    translated: bool
 
 
 class Target(Protocol):
@@ -377,6 +378,10 @@ class Target(Protocol):
     def asks_usage(self) -> bool:
         """As `Provider.asks_usage`."""
 
+    @property
+    def translated(self) -> bool:
+        """The provider speaks another protocol than the caller (`Translation`)."""
+
 
 class Route(Protocol):
     """The providers that may answer one call, in the order in which they are asked, one at a time."""
@@ -390,23 +395,39 @@ class Route(Protocol):
 
     async def open(
         self,
-        path: str,
-        body_of: Callable[[Target], bytes],
+        ask_of: Callable[[Target], tuple[str, bytes]],
         *,
         stream: bool,
         headers: Mapping[str, str],
         method: str,
         note: Callable[[str, str], None],
     ) -> RoutedReply:
-        """Ask until one answers; `note` is told (provider, how it went) of each. Raises UpstreamError."""
+        """Ask until one answers, with the path and body of `ask_of`; `note` is told (provider, how it went) of each.
+
+        Raises UpstreamError, and MalformedRequest where a provider cannot be asked this.
+        """
+
+
+class Translation(Protocol):
+    """From the caller's protocol to a provider's, and back. Requests are judged before it, replies after it."""
+
+    @property
+    def path(self) -> str:
+        """Below the provider's base address."""
+
+    def request(self, body: bytes) -> bytes:
+        """What the provider is sent. Raises MalformedRequest naming what its protocol cannot say."""
+
+    def reply(self, reply: Reply, *, tells_usage: bool) -> Reply:
+        """The answer in the caller's protocol; whether its stream ends with what it used."""
 
 
 class Router(Protocol):
     """Chooses who may be asked for a model."""
 
     def choose(self, model: str, protocol: str | None) -> Route:
-        """Those who speak the protocol (`Wire.name`), with None any. Raises NotFound, and MalformedRequest where
-        none speaks it.
+        """Those who speak the protocol (`Wire.name`) or are reached by a translation, with None any. Raises NotFound,
+        and MalformedRequest where there are none.
         """
 
     def named(self, name: str) -> Route:

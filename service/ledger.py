@@ -11,13 +11,13 @@ from typing import Protocol
 import msgspec
 import structlog
 
-from service.errors import UpstreamUnavailable, UpstreamUnreachable
+from service.errors import MalformedRequest, UpstreamUnavailable, UpstreamUnreachable
 from service.firewall.verdict import Verdict, decide
 from service.interfaces import AuditSink, Call, Caller, Exchange, ReplyJudge, Reservation, Tenancy, Usage
 from service.records.audit import AuditFinding, AuditRow
 from service.release import Release
 
-_NOT_SENT = frozenset({UpstreamUnreachable.code, UpstreamUnavailable.code})
+_NOT_SENT = frozenset({UpstreamUnreachable.code, UpstreamUnavailable.code, MalformedRequest.code})
 
 _log = structlog.get_logger("gateway")
 

@@ -9,8 +9,8 @@ from typing import Protocol
 from service.errors import UpstreamError, UpstreamUnavailable
 from service.upstream.breaker import Breaker, State
 
-OUT_OF_SERVICE = frozenset({502, 503, 504})
-"""Answers that say nothing of the call but that the provider cannot take it now."""
+OUT_OF_SERVICE = frozenset({502, 503, 504, 529})
+"""Answers that say nothing of the call but that the provider cannot take it now; 529 is Anthropic's."""
 
 
 class Reply(Protocol):
@@ -43,10 +43,11 @@ class Resting(UpstreamUnavailable):
 
 
 class LineReply:
-    """An answer that holds its place on the line until it is closed (`interfaces.Reply`)."""
+    """An answer that holds its place on the line until it is closed (`interfaces.RoutedReply`)."""
 
     def __init__(self, reply: Reply, provider: str, line: Line) -> None:
         self.provider = provider
+        self.translated = False
         self.status = reply.status
         self.content_type = reply.content_type
         self.headers = reply.headers

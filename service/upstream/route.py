@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from service.errors import UpstreamError, UpstreamTimeout, UpstreamUnavailable, UpstreamUnreachable
+from service.errors import RequestError, UpstreamError, UpstreamTimeout, UpstreamUnavailable, UpstreamUnreachable
 from service.upstream.line import OUT_OF_SERVICE, Full, Line, LineReply, Resting
 
 _RATE_LIMITED = 429
@@ -16,11 +16,13 @@ _RATE_LIMITED = 429
 
 class Target:
     """A provider as one call would ask it; `model` is the name that it knows the model by, empty where it is
-    not asked for one."""
+    not asked for one. `translated`: it speaks another protocol than the caller.
+    """
 
-    def __init__(self, line: Line, model: str) -> None:
+    def __init__(self, line: Line, model: str, *, translated: bool = False) -> None:
         self.line = line
         self.model = model
+        self.translated = translated
 
     @property
     def name(self) -> str:
@@ -52,17 +54,17 @@ class Route:
 
     async def open(
         self,
-        path: str,
-        body_of: Callable[[Target], bytes],
+        ask_of: Callable[[Target], tuple[str, bytes]],
         *,
         stream: bool,
         headers: Mapping[str, str],
         method: str,
         note: Callable[[str, str], None],
     ) -> LineReply:
-        """Ask until one answers; `body_of` makes what is sent, `note` is told (provider, how it went) of each.
+        """Ask until one answers; `ask_of` makes path and body, `note` is told (provider, how it went) of each.
 
-        How it went is a status, `unreachable`, `timeout`, `invalid`, `full`, `open` (the breaker) or `left`. Where
+        How it went is a status, `unreachable`, `timeout`, `invalid`, `full`, `open` (the breaker), `refused`
+        (the provider cannot be asked this; nothing was sent) or `left`. Where
         nobody can take the call, the last answer that a provider gave is the reply. Raises UpstreamError.
         """
         kept: LineReply | None = None
@@ -70,7 +72,7 @@ class Route:
         try:
             for target in self.targets:
                 try:
-                    reply = await self._ask(target, path, body_of, note, stream=stream, headers=headers, method=method)
+                    reply = await self._ask(target, ask_of, note, stream=stream, headers=headers, method=method)
                 except (UpstreamUnreachable, UpstreamUnavailable) as error:
                     if failure is None or isinstance(failure, UpstreamUnavailable):
                         failure = error
@@ -94,8 +96,7 @@ class Route:
     async def _ask(
         self,
         target: Target,
-        path: str,
-        body_of: Callable[[Target], bytes],
+        ask_of: Callable[[Target], tuple[str, bytes]],
         note: Callable[[str, str], None],
         *,
         stream: bool,
@@ -104,11 +105,16 @@ class Route:
     ) -> LineReply:
         how = "left"
         try:
+            path, body = ask_of(target)
             reply = await target.line.open(
-                path, body_of(target), stream=stream, headers=headers, method=method, model=target.model
+                path, body, stream=stream, headers=headers, method=method, model=target.model
             )
             how = str(reply.status)
+            reply.translated = target.translated
             return reply
+        except RequestError:
+            how = "refused"
+            raise
         except UpstreamError as error:
             how = _WORDS.get(type(error), "invalid")
             raise

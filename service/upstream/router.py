@@ -23,10 +23,13 @@ _FAMILIES = {
     "sandbox": ("openai", "anthropic"),
 }
 """What each kind of provider speaks."""
+_TRANSLATED = {"openai.chat": "anthropic"}
+"""Protocols of callers, and to whose they can be translated."""
 
 
 class Router:
-    """The first entry of which the glob matches the whole model name and that speaks the caller's protocol.
+    """The first entry of which the glob matches the whole model name and that speaks the caller's protocol; in routes
+    those whom a translation reaches stand beside those who speak it, of other providers they are asked where none does.
 
     `lines` are by the providers' configured names.
     """
@@ -40,13 +43,15 @@ class Router:
     ) -> None:
         self._lines = lines
         self._families = {entry.name: _FAMILIES[entry.kind] for entry in providers}
+        self._translating = {entry.name for entry in providers if entry.translate_chat}
         self._draw = draw or random.Random()  # noqa: S311 -- spreads load, keeps no secret
         own = [
             RouteSettings(model=glob, targets=(RouteTarget(provider=entry.name),))
             for entry in providers
             for glob in entry.models
         ]
-        self._rules = [(re.compile(translate(rule.model)), rule) for rule in (*routes, *own)]
+        self._routes = [(re.compile(translate(rule.model)), rule) for rule in routes]
+        self._own = [(re.compile(translate(rule.model)), rule) for rule in own]
 
     def choose(self, model: str, protocol: str | None) -> Route:
         """The providers of this model for a protocol such as `openai.chat`, with None for any.
@@ -54,13 +59,19 @@ class Router:
         Raises NotFound, and MalformedRequest where the model's providers speak another family's protocols only.
         """
         asked = protocol.partition(".")[0] if protocol is not None else None
+        entries = [(pattern, rule, True) for pattern, rule in self._routes]
+        entries += [(pattern, rule, translating) for translating in (False, True) for pattern, rule in self._own]
         spoken: tuple[str, ...] = ()
-        for pattern, rule in self._rules:
+        for pattern, rule, translating in entries:
             if not pattern.match(model):
                 continue
-            able = [t for t in rule.targets if asked is None or asked in self._families[t.provider]]
+            able = tuple(
+                target
+                for target in rule.targets
+                if self._speaks(target.provider, asked) or (translating and self._is_reached(target.provider, protocol))
+            )
             if able:
-                return self._route(msgspec.structs.replace(rule, targets=tuple(able)), model)
+                return self._route(msgspec.structs.replace(rule, targets=able), model, asked)
             spoken = spoken or self._families[rule.targets[0].provider]
         if spoken:
             raise MalformedRequest(
@@ -74,9 +85,19 @@ class Router:
             raise NotFound("The provider that made this is not configured any more.")
         return Route([Target(self._lines[name], "")])
 
-    def _route(self, rule: RouteSettings, model: str) -> Route:
+    def _speaks(self, provider: str, family: str | None) -> bool:
+        return family is None or family in self._families[provider]
+
+    def _is_reached(self, provider: str, protocol: str | None) -> bool:
+        return provider in self._translating and _TRANSLATED.get(protocol or "") in self._families[provider]
+
+    def _route(self, rule: RouteSettings, model: str, asked: str | None) -> Route:
         targets = list(rule.targets)
         if rule.pick == "weight" and len(targets) > 1:
             # The order in which they would come if each came at random, its weight times as often as one of weight 1.
             targets.sort(key=lambda target: self._draw.expovariate(target.weight))
-        return Route([Target(self._lines[t.provider], t.model or model) for t in targets], next_on_429=rule.next_on_429)
+        made = [
+            Target(self._lines[t.provider], t.model or model, translated=not self._speaks(t.provider, asked))
+            for t in targets
+        ]
+        return Route(made, next_on_429=rule.next_on_429)

@@ -187,8 +187,7 @@ async def test_a_place_is_free_again_however_a_call_ends(clock: Clock) -> None:
 
 async def ask(route: Route, noted: list[str]) -> Any:
     return await route.open(
-        "/p",
-        lambda target: target.model.encode(),
+        lambda target: ("/p", target.model.encode()),
         stream=False,
         headers={},
         method="POST",

@@ -6,6 +6,7 @@ import random
 from collections import Counter
 from typing import Any
 
+import msgspec
 import pytest
 
 from service.errors import MalformedRequest, NotFound
@@ -107,3 +108,28 @@ def test_what_one_provider_keeps_is_asked_of_no_other() -> None:
     assert narrowed is not None
     assert asked(narrowed) == [("sandbox", "fast")]
     assert route.only("claude") is None
+
+
+TRANSLATING = (msgspec.structs.replace(PROVIDERS[0], translate_chat=True), *PROVIDERS[1:])
+
+
+@pytest.mark.parametrize(
+    ("model", "protocol", "asked"),
+    [
+        ("claude-1", "openai.chat", [("claude", True)]),
+        ("claude-1", "anthropic.messages", [("claude", False)]),
+        ("both-1", "openai.chat", [("gpt", False)]),
+        ("fast", "openai.chat", [("claude", True), ("gpt", False)]),
+        ("fast", "openai.responses", [("gpt", False)]),
+    ],
+)
+def test_a_translation_reaches_a_provider_where_nobody_speaks_the_protocol_or_a_route_says_so(
+    model: str, protocol: str, asked: list[tuple[str, bool]]
+) -> None:
+    route = Router(TRANSLATING, LINES, [to("claude", "gpt")]).choose(model, protocol)
+    assert [(target.name, target.translated) for target in route.targets] == asked
+
+
+def test_only_chat_completions_are_translated() -> None:
+    with pytest.raises(MalformedRequest):
+        Router(TRANSLATING, LINES).choose("claude-1", "openai.responses")

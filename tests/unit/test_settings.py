@@ -79,6 +79,10 @@ def test_the_repositorys_example_is_accepted():
             'api_version = "2024-10-21"',
             "providers[0].api_version",
         ),
+        (
+            '[[providers]]\nname = "a"\nkind = "sandbox"\nmodels = ["x"]\ntranslate_chat = true',
+            "providers[0].translate_chat",
+        ),
         ("[server", "firewall.toml"),
     ],
 )
