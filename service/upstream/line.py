@@ -6,11 +6,16 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping
 from typing import Protocol
 
+import structlog
+
 from service.errors import UpstreamError, UpstreamUnavailable
 from service.upstream.breaker import Breaker, State
 
 OUT_OF_SERVICE = frozenset({502, 503, 504, 529})
 """Answers that say nothing of the call but that the provider cannot take it now; 529 is Anthropic's."""
+
+
+_log = structlog.get_logger("upstream")
 
 
 class Reply(Protocol):
@@ -43,7 +48,7 @@ class Resting(UpstreamUnavailable):
 
 
 class LineReply:
-    """An answer that holds its place on the line until it is closed (`interfaces.RoutedReply`)."""
+    """An answer that holds its place on the line until it has been read or is closed (`interfaces.RoutedReply`)."""
 
     def __init__(self, reply: Reply, provider: str, line: Line) -> None:
         self.provider = provider
@@ -54,9 +59,11 @@ class LineReply:
         self._reply = reply
         self._line: Line | None = line
 
-    def chunks(self) -> AsyncIterator[bytes]:
-        """The bytes as they come."""
-        return self._reply.chunks()
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """The bytes as they come. With the last one the place is free: a caller who reads slowly does not hold it."""
+        async for chunk in self._reply.chunks():
+            yield chunk
+        self.free()
 
     def free(self) -> None:
         """Give the place back, once: the provider has nothing more to do for this call."""
@@ -112,17 +119,14 @@ class Line:
         try:
             reply = await self.provider.open(path, body, stream=stream, headers=headers, method=method, model=model)
         except UpstreamError:
-            self._breaker.failed(entry)
+            self._told(entry, succeeded=False)
             self.free()
             raise
         except BaseException:
             self._breaker.left(entry)
             self.free()
             raise
-        if reply.status in OUT_OF_SERVICE:
-            self._breaker.failed(entry)
-        else:
-            self._breaker.succeeded(entry)
+        self._told(entry, succeeded=reply.status not in OUT_OF_SERVICE)
         return LineReply(reply, self.name, self)
 
     def free(self) -> None:
@@ -141,6 +145,16 @@ class Line:
             except TimeoutError:
                 raise Full(f"The provider had no place for another call within {self._wait_s:g} s.") from None
         self._under_way += 1
+
+    def _told(self, entry: int, *, succeeded: bool) -> None:
+        """Tell the breaker how a call went, and the operator where that moves it."""
+        before = self._breaker.state
+        if succeeded:
+            self._breaker.succeeded(entry)
+        else:
+            self._breaker.failed(entry)
+        if self._breaker.state != before:
+            _log.warning("provider answers again" if succeeded else "provider left alone", provider=self.name)
 
     def _resting(self) -> Resting:
         return Resting("The provider failed too often and is left alone for a while.", pause_s=self._breaker.pause_s)

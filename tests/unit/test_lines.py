@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+import structlog
 
 from service.errors import UpstreamTimeout, UpstreamUnreachable
 from service.upstream.breaker import Breaker
@@ -134,6 +135,22 @@ async def test_what_began_before_the_breaker_opened_neither_closes_it_nor_prolon
     assert to.state == "open"
 
 
+async def test_the_log_says_when_a_provider_is_left_alone_and_when_it_answers_again(clock: Clock) -> None:
+    to = line(Scripted(*[UpstreamUnreachable("gone")] * 3), clock)
+    with structlog.testing.capture_logs() as told:
+        await fail(to)
+        clock.now += 10
+        await fail(to, 1)
+        clock.now += 10
+        await (await call(to)).close()
+    again = "provider answers again"
+    assert [(entry["event"], entry["provider"]) for entry in told] == [
+        ("provider left alone", "a"),
+        ("provider left alone", "a"),
+        (again, "a"),
+    ]
+
+
 async def test_with_no_failures_allowed_for_the_breaker_never_opens(clock: Clock) -> None:
     to = Line("a", Scripted(*[UpstreamUnreachable("gone")] * 50), Breaker(0, 10.0, clock))
     await fail(to, 50)
@@ -152,6 +169,16 @@ async def test_a_call_waits_for_a_place_and_gets_it_when_the_reply_before_it_is_
     await first.close()
     await first.close()  # a second time gives back nothing more
     await (await second).close()
+    assert to.under_way() == 0
+
+
+async def test_a_reply_that_has_been_read_holds_no_place_while_its_caller_still_has_it(clock: Clock) -> None:
+    to = line(Scripted(), clock, concurrency=1)
+    reply = await call(to)
+    assert [chunk async for chunk in reply.chunks()] == [b"{}"]
+    assert to.under_way() == 0
+    await reply.close()
+    await (await call(to)).close()
     assert to.under_way() == 0
 
 
