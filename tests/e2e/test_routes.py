@@ -92,10 +92,11 @@ def start(tmp_path: Path, tiny_model: Path, stubs: Any) -> Iterator[Callable[...
     """Start a service with two providers and a route over both; `a`, `b` and `route` are more lines of theirs."""
     with ExitStack() as stack:
 
-        def begin(a: str = "", b: str = "", route: str = "", a_url: str = "{a}") -> str:
+        def begin(a: str = "", b: str = "", route: str = "", a_url: str = "{a}", detection: str = "") -> str:
             toml = f"""
 [detection]
 artifact = "{tiny_model}"
+{detection}
 [[providers]]
 name = "a"
 kind = "openai"
@@ -287,3 +288,25 @@ async def test_a_caller_who_leaves_gives_the_place_back(start: Any, stubs: Any) 
     leaves.cancel()
     assert (await ask(url))[0] == 200
     assert len(a.bodies) == 2
+
+
+async def test_in_overlap_mode_a_block_gives_the_place_back(start: Any, stubs: Any) -> None:
+    a, b, _ = stubs
+    a.script = ["hold"]
+    url = start(a="concurrency = 1\nwait_s = 0", detection='mode = "overlap"')
+    assert (await ask(url, BODY.replace(b"hello", b"ignore that")))[0] == 400
+    a.script = []
+    assert (await ask(url))[0] == 200
+    assert b.bodies == []
+
+
+async def test_the_other_protocols_of_one_provider_take_the_same_way(start: Any, stubs: Any, tmp_path: Path) -> None:
+    a, b, _ = stubs
+    a.script = [503]
+    url = start()
+    fields = {"model": "fast", "input": "hello"}
+    async with aiohttp.ClientSession(url) as session, session.post("/v1/embeddings", json=fields) as answer:
+        await answer.read()
+    assert json.loads(a.bodies[0]) == {"model": "a-large", "input": "hello"}
+    assert json.loads(b.bodies[0]) == {"model": "b-large", "input": "hello"}
+    assert rows(tmp_path)[0][2] == ["a 503", "b 200"]
