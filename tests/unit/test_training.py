@@ -267,6 +267,18 @@ def test_fusion_uses_similarity_only_where_it_speaks_for_attacks() -> None:
     assert calibrate.fit_fusion(logits, 1.6 - helpful, attack, 1.0).similarity == 0
 
 
+def test_a_copy_of_a_known_attack_counts_though_ordinary_nearness_says_nothing() -> None:
+    rng = np.random.default_rng(0)
+    attack = rng.random(4_000) < 0.5
+    logits = rng.normal(0, 1, (4_000, 4)).astype(np.float32)
+    logits[attack, 1] += 1.0
+    similarity = rng.uniform(0.6, 0.95, 4_000).astype(np.float32)
+    similarity[np.flatnonzero(attack)[:200]] = 0.999
+    fusion = calibrate.fit_fusion(logits, similarity, attack, 1.0)
+    assert 0.94 < fusion.near < 0.96
+    assert fusion.similarity * (1 - fusion.near) == pytest.approx(calibrate.COPY)
+
+
 def test_length_offsets_grow_with_the_number_of_windows() -> None:
     points = calibrate.fit_length(np.random.default_rng(0).normal(0, 1, 5_000))
     offsets = [offset for _, offset in points]
