@@ -72,10 +72,16 @@ def test_padding_does_not_change_what_a_window_means(e5: E5) -> None:
 
 
 def test_pruning_keeps_specials_letters_and_what_the_corpus_uses(e5: E5) -> None:
-    kept = vocabulary.prune(e5, ["the cat sat on the cat"] * 2, size=33)
+    kept = vocabulary.prune(e5, ["cat sat cat"] * 2, size=35)
     pieces = {e5.pieces[i] for i in kept}
     assert {"<s>", "<pad>", "</s>", "<unk>", "▁cat", "▁sat", *LETTERS} <= pieces
     assert kept == sorted(kept)
+
+
+def test_pruning_keeps_no_more_than_asked_though_the_corpus_uses_more(e5: E5) -> None:
+    kept = vocabulary.prune(e5, [" ".join(WORDS).replace("▁", "")] * 5, size=35)
+    assert len(kept) == 35
+    assert sum(e5.pieces[i] in WORDS for i in kept) == 3
 
 
 def test_windows_of_a_composed_attack_are_labelled_by_where_the_span_lies(e5: E5) -> None:
