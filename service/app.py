@@ -37,8 +37,9 @@ from service.firewall.protected import ProtectedText, ProtectedTexts, registered
 from service.gateway import Gateway
 from service.interfaces import Provider, Wire
 from service.records.audit_log import AuditLog
+from service.records.database import database_path
 from service.records.row_writer import RowWriter
-from service.records.store import Store, database_path
+from service.records.store import Store
 from service.scoring.artifact import load_artifact
 from service.scoring.attack_index import AttackIndex
 from service.scoring.batcher import Batcher

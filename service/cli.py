@@ -82,6 +82,9 @@ def _parser() -> argparse.ArgumentParser:
     verify = audit.add_parser("verify", parents=[configured], help="check the database, running or stopped")
     verify.set_defaults(run=_audit_verify)
 
+    migrate = commands.add_parser("migrate", parents=[configured], help="bring an older database up to date")
+    migrate.set_defaults(run=_migrate)
+
     artifact = commands.add_parser("artifact", help="the model").add_subparsers(required=True, metavar="action")
     expand = artifact.add_parser("expand", parents=[configured], help="make another precision's model file")
     expand.add_argument("--precision", choices=("fp16", "fp32"), default="fp16")
@@ -126,7 +129,7 @@ def _check_config(options: argparse.Namespace) -> int:
 def _check_parts(settings: Settings) -> None:
     """What only the parts themselves know to be wrong. Nothing is made or written. Raises ConfigError."""
     from service.firewall.protected import registered
-    from service.records.store import database_path
+    from service.records.database import database_path
     from service.tenancy import keys, quota
 
     database_path(settings)
@@ -230,7 +233,8 @@ def _tenants(settings: Settings) -> set[str]:
 
 
 def _keys_create(options: argparse.Namespace) -> int:
-    from service.records.store import Store, database_path
+    from service.records.database import database_path
+    from service.records.store import Store
     from service.tenancy.keys import Keys, load_root
 
     settings = config.load(options.config)
@@ -253,7 +257,9 @@ def _keys_create(options: argparse.Namespace) -> int:
 
 
 def _keys_list(options: argparse.Namespace) -> int:
-    from service.records.store import KeyRow, Store, database_path
+    from service.records.database import database_path
+    from service.records.key_table import KeyRow
+    from service.records.store import Store
 
     settings = config.load(options.config)
 
@@ -272,7 +278,8 @@ def _keys_list(options: argparse.Namespace) -> int:
 
 
 def _keys_revoke(options: argparse.Namespace) -> int:
-    from service.records.store import Store, database_path
+    from service.records.database import database_path
+    from service.records.store import Store
 
     settings = config.load(options.config)
 
@@ -291,7 +298,8 @@ def _keys_revoke(options: argparse.Namespace) -> int:
 
 
 def _audit_verify(options: argparse.Namespace) -> int:
-    from service.records.store import database_path, verify
+    from service.records.database import database_path
+    from service.records.store import verify
 
     path = database_path(config.load(options.config))
     report = asyncio.run(verify(path))
@@ -299,6 +307,26 @@ def _audit_verify(options: argparse.Namespace) -> int:
         print(f"{path}: {problem}", file=sys.stderr)
     print(f"{'damaged' if report.problems else 'ok'}: {report.rows} audit rows in {path}")
     return 1 if report.problems else 0
+
+
+def _migrate(options: argparse.Namespace) -> int:
+    from service.records.database import database_path
+    from service.records.schema import SCHEMA_VERSION
+    from service.records.store import Store
+
+    store = Store(database_path(config.load(options.config)))
+    if not store.path.is_file():
+        raise ConfigError(f"storage.url: {store.path} does not exist")
+
+    async def migrate() -> None:
+        try:
+            await store.open()
+        finally:
+            await store.close()
+
+    asyncio.run(migrate())
+    print(f"ok: {store.path} has schema {SCHEMA_VERSION}")
+    return 0
 
 
 def _artifact_expand(options: argparse.Namespace) -> int:

@@ -4,6 +4,7 @@ import re
 import shlex
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import urllib.request
@@ -15,6 +16,7 @@ from service.errors import ConfigError
 from service.scoring import encoder
 from service.serving import _listen, welcome
 from service.settings import Auth, Settings
+from tests.old_schema import VERSION_1
 from tests.tiny_artifact import MarkedWordsEncoder, write_tiny_artifact
 
 
@@ -134,6 +136,16 @@ def test_a_key_never_expires_at_a_time_that_is_none(config, capsys, moment):
     with pytest.raises(SystemExit):
         cli.main(["keys", "create", "--tenant", "default", f"--expires-at={moment}", "--config", config()])
     assert "--expires-at" in capsys.readouterr().err
+
+
+def test_migrate_brings_an_older_database_up_to_date_and_makes_none(config, tmp_path, capsys):
+    path = config('[storage]\nurl = "sqlite:///a.db"')
+    assert "does not exist" in failed(capsys, "migrate", "--config", path)
+    with sqlite3.connect(tmp_path / "a.db") as connection:
+        connection.executescript(VERSION_1)
+    assert "migrate" in failed(capsys, "keys", "list", "--config", path)
+    assert cli.main(["migrate", "--config", path]) == 0
+    assert cli.main(["audit", "verify", "--config", path]) == 0
 
 
 # -- audit -----------------------------------------------------------------------------------------------------------
