@@ -5,19 +5,17 @@ from __future__ import annotations
 import argparse
 import asyncio
 import importlib
-import json
 import os
 import secrets
 import sys
-import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
 
 import msgspec
 
+from service import operators
 from service import settings as config
 from service.errors import ConfigError, FirewallError
 from service.firewall.prompt import Role
@@ -65,18 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     scan = commands.add_parser("scan", parents=[configured], help="score JSONL texts from standard input")
     scan.set_defaults(run=_scan)
 
-    keys = commands.add_parser("keys", help="keys of callers").add_subparsers(required=True, metavar="action")
-    create = keys.add_parser("create", parents=[configured], help="make a key and print it once")
-    create.add_argument("--tenant", required=True)
-    create.add_argument("--roles", default="", metavar="user,tool,…", help="what it may send (default: everything)")
-    create.add_argument("--expires-at", type=_time, metavar="T", help="ISO 8601, or seconds since the epoch")
-    create.set_defaults(run=_keys_create)
-    listing = keys.add_parser("list", parents=[configured], help="list keys, without their secrets")
-    listing.add_argument("--tenant")
-    listing.set_defaults(run=_keys_list)
-    revoke = keys.add_parser("revoke", parents=[configured], help="make a key worthless")
-    revoke.add_argument("id")
-    revoke.set_defaults(run=_keys_revoke)
+    operators.add_commands(commands, configured)
 
     audit = commands.add_parser("audit", help="the record").add_subparsers(required=True, metavar="action")
     verify = audit.add_parser("verify", parents=[configured], help="check the database, running or stopped")
@@ -138,7 +125,7 @@ def _check_parts(settings: Settings) -> None:
         keys.load_root(settings.folder)
     registered(settings)
     for index, text in enumerate(settings.protected):
-        if text.tenant and text.tenant not in _tenants(settings):
+        if text.tenant and text.tenant not in {DEFAULT_TENANT, *(tenant.name for tenant in settings.tenants)}:
             raise ConfigError(f"protected[{index}].tenant: there is no tenant {text.tenant!r}")
 
 
@@ -225,76 +212,7 @@ def _scan(options: argparse.Namespace) -> int:
     return 0
 
 
-# -- keys and audit --------------------------------------------------------------------------------------------------
-
-
-def _tenants(settings: Settings) -> set[str]:
-    return {DEFAULT_TENANT, *(tenant.name for tenant in settings.tenants)}
-
-
-def _keys_create(options: argparse.Namespace) -> int:
-    from service.records.database import database_path
-    from service.records.store import Store
-    from service.tenancy.keys import Keys, load_root
-
-    settings = config.load(options.config)
-    if options.tenant not in _tenants(settings):
-        known = ", ".join(sorted(_tenants(settings)))
-        raise ConfigError(f"--tenant: there is no tenant {options.tenant!r}; there are {known}")
-    roles = [role.strip() for role in options.roles.split(",") if role.strip()]
-
-    async def create() -> str:
-        store = Store(database_path(settings))
-        try:
-            await store.open()
-            keys = Keys(store, load_root(settings.folder))
-            return (await keys.create(options.tenant, roles, options.expires_at)).key
-        finally:
-            await store.close()
-
-    print(asyncio.run(create()))
-    return 0
-
-
-def _keys_list(options: argparse.Namespace) -> int:
-    from service.records.database import database_path
-    from service.records.key_table import KeyRow
-    from service.records.store import Store
-
-    settings = config.load(options.config)
-
-    async def find() -> list[KeyRow]:
-        store = Store(database_path(settings))
-        try:
-            await store.open(create=False)
-            return await store.list_keys(options.tenant)
-        finally:
-            await store.close()
-
-    for key in asyncio.run(find()):
-        shown = {"id": key.id, "tenant": key.tenant, "roles": list(key.roles), "created_at": _iso(key.created_at)}
-        print(json.dumps(shown | {"expires_at": _iso(key.expires_at), "revoked_at": _iso(key.revoked_at)}))
-    return 0
-
-
-def _keys_revoke(options: argparse.Namespace) -> int:
-    from service.records.database import database_path
-    from service.records.store import Store
-
-    settings = config.load(options.config)
-
-    async def revoke() -> bool:
-        store = Store(database_path(settings))
-        try:
-            await store.open(create=False)
-            return await store.revoke_key(options.id, time.time())
-        finally:
-            await store.close()
-
-    if not asyncio.run(revoke()):
-        raise ConfigError(f"there is no key {options.id!r} that could be revoked")
-    print(f"revoked {options.id}")
-    return 0
+# -- the database and the model ---------------------------------------------------------------------------------------
 
 
 def _audit_verify(options: argparse.Namespace) -> int:
@@ -348,25 +266,6 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError("at least 1")
     return int(text)
-
-
-def _time(text: str) -> float:
-    """ISO 8601 (UTC where it names no zone) or seconds since the epoch."""
-    try:
-        seconds = float(text)
-        datetime.fromtimestamp(seconds, UTC)  # refuses "nan", "inf" and what no calendar has
-        return seconds
-    except (ValueError, OverflowError, OSError):
-        pass
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is neither ISO 8601 nor seconds since the epoch") from None
-    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
-
-
-def _iso(moment: float | None) -> str | None:
-    return None if moment is None else datetime.fromtimestamp(moment, UTC).isoformat(timespec="seconds")
 
 
 if __name__ == "__main__":
