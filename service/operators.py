@@ -160,12 +160,9 @@ def _tenants_set(options: argparse.Namespace) -> int:
 
     settings = config.load(options.config)
 
-    async def change(store: Store) -> Any:
-        directory = Directory(settings, store)
-        limits = change_limits((await directory.find(options.name)).limits, dict(options.limit))
-        return tenant_shown(await directory.limit(options.name, limits))
-
-    return _print([_with_store(settings, change)])
+    changes = dict(options.limit)
+    changed = _with_store(settings, lambda store: Directory(settings, store).change(options.name, changes))
+    return _print([tenant_shown(changed)])
 
 
 def _tenants_delete(options: argparse.Namespace) -> int:

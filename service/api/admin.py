@@ -27,7 +27,7 @@ from service.ledger import log_unexpected
 from service.records.audit import AuditRow
 from service.records.store import Store
 from service.settings import Server
-from service.tenancy.directory import Directory, change_limits
+from service.tenancy.directory import Directory
 from service.tenancy.keys import Keys
 
 PATH = "/admin/v1"
@@ -153,8 +153,8 @@ class Admin:
 
     async def _change_tenant(self, request: Request) -> Done:
         changes = shapes.read(request.body, shapes.TenantChange).limits
-        limits = change_limits((await self._tenants.find(request.subject)).limits, changes)
-        return Done(200, shapes.tenant_shown(await self._tenants.limit(request.subject, limits)), request.subject)
+        changed = await self._tenants.change(request.subject, changes)
+        return Done(200, shapes.tenant_shown(changed), request.subject)
 
     async def _delete_tenant(self, request: Request) -> Done:
         await self._tenants.delete(request.subject)

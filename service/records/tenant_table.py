@@ -45,11 +45,11 @@ class TenantTable(Database):
             found = await connection.execute(sa.select(TENANTS).order_by(TENANTS.c.name))
             return [_tenant_row(row) for row in found.mappings()]
 
-    async def limit_tenant(self, name: str, limits: Limits) -> bool:
-        """Give a tenant other limits; False where there is none of this name."""
+    async def limit_tenant(self, name: str, limits: Limits, before: Limits) -> bool:
+        """Give a tenant other limits; False where there is none of this name that has the limits `before`."""
+        known = sa.and_(TENANTS.c.name == name, TENANTS.c.limits == encode_limits(before))
         async with self.begin() as connection:
-            change = TENANTS.update().where(TENANTS.c.name == name).values(limits=encode_limits(limits))
-            done = await connection.execute(change)
+            done = await connection.execute(TENANTS.update().where(known).values(limits=encode_limits(limits)))
         return bool(done.rowcount)
 
     async def drop_tenant(self, name: str, at: float) -> bool:

@@ -14,6 +14,7 @@ from service.settings import TENANT_NAME, Limits, Settings
 from service.tenancy.tenants import DEFAULT_TENANT
 
 _NAME = re.compile(TENANT_NAME)
+_TRIES = 10
 
 
 class StoredTenant(Protocol):
@@ -39,8 +40,8 @@ class TenantStore(Protocol):
     async def list_tenants(self) -> Sequence[StoredTenant]:
         """All of them."""
 
-    async def limit_tenant(self, name: str, limits: Limits) -> bool:
-        """Give a tenant other limits; False where there is none of this name."""
+    async def limit_tenant(self, name: str, limits: Limits, before: Limits) -> bool:
+        """Give a tenant other limits; False where there is none of this name that has the limits `before`."""
 
     async def drop_tenant(self, name: str, at: float) -> bool:
         """Delete a tenant and revoke its keys; False where there is none of this name."""
@@ -87,12 +88,20 @@ class Directory:
             raise Conflict(f"There is a tenant {name!r} already.")
         return KnownTenant(name=name, limits=limits, origin="database", created_at=now)
 
-    async def limit(self, name: str, limits: Limits) -> KnownTenant:
-        """Give a tenant other limits. Raises NotFound, Conflict for one of the configuration."""
+    async def change(self, name: str, changes: Mapping[str, float | None]) -> KnownTenant:
+        """Replace single limits of a tenant; None takes one away.
+
+        Raises ConfigError for what is no limit, NotFound, and Conflict for a tenant of the configuration, or one that
+        others change without end.
+        """
         self._refuse_named(name)
-        if not await self._store.limit_tenant(name, limits):
-            raise NotFound(f"There is no tenant {name!r}.")
-        return await self.find(name)
+        for _ in range(_TRIES):
+            tenant = await self.find(name)
+            limits = change_limits(tenant.limits, changes)
+            # Whoever changed another limit meanwhile is not to lose that.
+            if await self._store.limit_tenant(name, limits, tenant.limits):
+                return msgspec.structs.replace(tenant, limits=limits)
+        raise Conflict(f"The tenant {name!r} is being changed by others.")
 
     async def delete(self, name: str) -> None:
         """Delete a tenant and revoke its keys. Raises NotFound, Conflict for one of the configuration."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from service.interfaces import Call, Wire
 from service.records.store import Store
 from service.settings import KeyDefaults, Limits, Settings, Tenant
 from service.tenancy.caller import KeyCaller, route_of
+from service.tenancy.directory import Directory
 from service.tenancy.keys import ROUTES, Keys, SecretRoot
 from service.tenancy.memory_counters import MemoryCounters
 from service.tenancy.quota import Quota
@@ -210,9 +212,17 @@ async def test_limits_made_later_hold_for_the_keys_of_a_tenant_within_a_second(
     await store.add_tenant("acme", Limits(), 1.0)
     made = await keys.create("acme")
     assert (await keys.verify(made.key)).tenant_limits == Limits()
-    await store.limit_tenant("acme", Limits(concurrency=1))
+    await store.limit_tenant("acme", Limits(concurrency=1), Limits())
     clock.now += 1.0
     assert (await keys.verify(made.key)).tenant_limits == Limits(concurrency=1)
+
+
+async def test_changes_of_a_tenant_at_once_lose_none_of_them(store: Store) -> None:
+    directory = Directory(Settings(), store)
+    await directory.create("acme", Limits())
+    names = ("concurrency", "requests_per_minute", "tokens_per_minute", "tokens_per_day", "max_output_tokens")
+    await asyncio.gather(*(directory.change("acme", {name: 5}) for name in names))
+    assert (await directory.find("acme")).limits == Limits(**dict.fromkeys(names, 5))
 
 
 async def test_limits_that_cannot_be_read_are_not_taken_for_none(keys: Keys, store: Store) -> None:
