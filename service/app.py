@@ -15,6 +15,7 @@ from litestar.exceptions import HTTPException
 from litestar.handlers import asgi
 
 from service.api import (
+    admin,
     chat,
     completions,
     embeddings,
@@ -28,6 +29,7 @@ from service.api import (
     responses_stored,
     scan,
 )
+from service.api.admin_door import TOKEN_VARIABLE, AdminDoor
 from service.api.asgi import Handler, check_origin, sign_answer
 from service.api.chat_reply import ChatWire
 from service.api.messages_reply import MessagesWire
@@ -39,14 +41,16 @@ from service.firewall.protected import ProtectedText, ProtectedTexts, registered
 from service.gateway import Gateway
 from service.interfaces import Provider, Wire
 from service.records.audit_log import AuditLog
+from service.records.database import database_path
 from service.records.row_writer import RowWriter
-from service.records.store import Store, database_path
+from service.records.store import Store
 from service.scoring.artifact import load_artifact
 from service.scoring.attack_index import AttackIndex
 from service.scoring.batcher import Batcher
 from service.scoring.encoder import Encoder
 from service.settings import Settings, load
 from service.telemetry.metrics import Metrics
+from service.tenancy.directory import Directory
 from service.tenancy.issued import IssuedIds
 from service.tenancy.keys import Keys, load_root
 from service.tenancy.quota import Quota, counters_of
@@ -64,13 +68,17 @@ Hook = Callable[[], Awaitable[None]]
 
 
 class Parts(msgspec.Struct, frozen=True, kw_only=True):
-    """What the routes need besides the settings. `start` and `stop` run in the server's event loop, in this order."""
+    """What the routes need besides the settings. `start` and `stop` run in the server's event loop, in this order.
+
+    Without `admin` its routes do not exist.
+    """
 
     gateway: Gateway
     exposition: Callable[[], tuple[str, bytes]]
     facts: Mapping[str, str] = {}
     providers: Callable[[], Mapping[str, str]] = dict
     checks: Mapping[str, Hook] = {}
+    admin: Handler | None = None
     start: Sequence[Hook] = ()
     stop: Sequence[Hook] = ()
 
@@ -89,6 +97,8 @@ def assemble(settings: Settings, parts: Parts) -> Litestar:
         ),
         responses_stored.PATH: responses_stored.handler(gateway, server, create, open_mode=is_open),
     }
+    if parts.admin is not None:
+        mounts[admin.PATH] = parts.admin
     routes: dict[str, Handler] = {
         "/v1/chat/completions": chat.handler(gateway, server, open_mode=is_open),
         "/v1/messages": messages.handler(gateway, server, open_mode=is_open),
@@ -191,9 +201,9 @@ def connect(settings: Settings) -> Parts:
     rows = RowWriter(store.path)
     audit = AuditLog(rows, settings.storage.on_error, rows.add_at_once)
     counter, session, metrics = TokenCounter(), SharedSession(), Metrics()
-    keys = Keys(store, root) if settings.auth.mode == "keys" else None
+    keys = Keys(store, root)
     quota = Quota(counters_of(settings), settings.counters.on_error)
-    tenants = Tenants(settings, counter, quota, keys)
+    tenants = Tenants(settings, counter, quota, keys if settings.auth.mode == "keys" else None)
     model = _Model(settings) if settings.detection.enabled or settings.leakage.stream != "exact" else None
     facts = model.facts if model else {}
     metrics.describe(**facts)
@@ -254,6 +264,7 @@ def connect(settings: Settings) -> Parts:
         exposition=metrics.exposition,
         facts=facts,
         providers=lambda: {name: line.state for name, line in lines.items()},
+        admin=_admin(settings, keys, store, audit),
         checks={"storage": store.ping, "counters": quota.ping},
         start=[start],
         stop=[stop],
@@ -262,6 +273,16 @@ def connect(settings: Settings) -> Parts:
 
 def _breaker_level(line: Line) -> float:
     return {"closed": 0.0, "half-open": 0.5, "open": 1.0}[line.state]
+
+
+def _admin(settings: Settings, keys: Keys, store: Store, audit: AuditLog) -> Handler | None:
+    """The admin API where there is a token for it."""
+    token = os.environ.get(TOKEN_VARIABLE, "").strip()
+    if not token:
+        return None
+    operations = admin.Admin(keys, store, Directory(settings, store))
+    is_open = settings.auth.mode == "open"
+    return admin.handler(operations, AdminDoor(token), audit, settings.server, open_mode=is_open)
 
 
 class _Model:

@@ -5,19 +5,17 @@ from __future__ import annotations
 import argparse
 import asyncio
 import importlib
-import json
 import os
 import secrets
 import sys
-import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
 
 import msgspec
 
+from service import operators
 from service import settings as config
 from service.errors import ConfigError, FirewallError
 from service.firewall.prompt import Role
@@ -65,22 +63,14 @@ def _parser() -> argparse.ArgumentParser:
     scan = commands.add_parser("scan", parents=[configured], help="score JSONL texts from standard input")
     scan.set_defaults(run=_scan)
 
-    keys = commands.add_parser("keys", help="keys of callers").add_subparsers(required=True, metavar="action")
-    create = keys.add_parser("create", parents=[configured], help="make a key and print it once")
-    create.add_argument("--tenant", required=True)
-    create.add_argument("--roles", default="", metavar="user,tool,…", help="what it may send (default: everything)")
-    create.add_argument("--expires-at", type=_time, metavar="T", help="ISO 8601, or seconds since the epoch")
-    create.set_defaults(run=_keys_create)
-    listing = keys.add_parser("list", parents=[configured], help="list keys, without their secrets")
-    listing.add_argument("--tenant")
-    listing.set_defaults(run=_keys_list)
-    revoke = keys.add_parser("revoke", parents=[configured], help="make a key worthless")
-    revoke.add_argument("id")
-    revoke.set_defaults(run=_keys_revoke)
+    operators.add_commands(commands, configured)
 
     audit = commands.add_parser("audit", help="the record").add_subparsers(required=True, metavar="action")
     verify = audit.add_parser("verify", parents=[configured], help="check the database, running or stopped")
     verify.set_defaults(run=_audit_verify)
+
+    migrate = commands.add_parser("migrate", parents=[configured], help="bring an older database up to date")
+    migrate.set_defaults(run=_migrate)
 
     artifact = commands.add_parser("artifact", help="the model").add_subparsers(required=True, metavar="action")
     expand = artifact.add_parser("expand", parents=[configured], help="make another precision's model file")
@@ -130,7 +120,7 @@ def _check_config(options: argparse.Namespace) -> int:
 def _check_parts(settings: Settings) -> None:
     """What only the parts themselves know to be wrong. Nothing is made or written. Raises ConfigError."""
     from service.firewall.protected import registered
-    from service.records.store import database_path
+    from service.records.database import database_path
     from service.tenancy import keys, quota
 
     database_path(settings)
@@ -139,7 +129,7 @@ def _check_parts(settings: Settings) -> None:
         keys.load_root(settings.folder)
     registered(settings)
     for index, text in enumerate(settings.protected):
-        if text.tenant and text.tenant not in _tenants(settings):
+        if text.tenant and text.tenant not in {DEFAULT_TENANT, *(tenant.name for tenant in settings.tenants)}:
             raise ConfigError(f"protected[{index}].tenant: there is no tenant {text.tenant!r}")
 
 
@@ -226,76 +216,12 @@ def _scan(options: argparse.Namespace) -> int:
     return 0
 
 
-# -- keys and audit --------------------------------------------------------------------------------------------------
-
-
-def _tenants(settings: Settings) -> set[str]:
-    return {DEFAULT_TENANT, *(tenant.name for tenant in settings.tenants)}
-
-
-def _keys_create(options: argparse.Namespace) -> int:
-    from service.records.store import Store, database_path
-    from service.tenancy.keys import Keys, load_root
-
-    settings = config.load(options.config)
-    if options.tenant not in _tenants(settings):
-        known = ", ".join(sorted(_tenants(settings)))
-        raise ConfigError(f"--tenant: there is no tenant {options.tenant!r}; there are {known}")
-    roles = [role.strip() for role in options.roles.split(",") if role.strip()]
-
-    async def create() -> str:
-        store = Store(database_path(settings))
-        try:
-            await store.open()
-            keys = Keys(store, load_root(settings.folder))
-            return (await keys.create(options.tenant, roles, options.expires_at)).key
-        finally:
-            await store.close()
-
-    print(asyncio.run(create()))
-    return 0
-
-
-def _keys_list(options: argparse.Namespace) -> int:
-    from service.records.store import KeyRow, Store, database_path
-
-    settings = config.load(options.config)
-
-    async def find() -> list[KeyRow]:
-        store = Store(database_path(settings))
-        try:
-            await store.open(create=False)
-            return await store.list_keys(options.tenant)
-        finally:
-            await store.close()
-
-    for key in asyncio.run(find()):
-        shown = {"id": key.id, "tenant": key.tenant, "roles": list(key.roles), "created_at": _iso(key.created_at)}
-        print(json.dumps(shown | {"expires_at": _iso(key.expires_at), "revoked_at": _iso(key.revoked_at)}))
-    return 0
-
-
-def _keys_revoke(options: argparse.Namespace) -> int:
-    from service.records.store import Store, database_path
-
-    settings = config.load(options.config)
-
-    async def revoke() -> bool:
-        store = Store(database_path(settings))
-        try:
-            await store.open(create=False)
-            return await store.revoke_key(options.id, time.time())
-        finally:
-            await store.close()
-
-    if not asyncio.run(revoke()):
-        raise ConfigError(f"there is no key {options.id!r} that could be revoked")
-    print(f"revoked {options.id}")
-    return 0
+# -- the database and the model ---------------------------------------------------------------------------------------
 
 
 def _audit_verify(options: argparse.Namespace) -> int:
-    from service.records.store import database_path, verify
+    from service.records.database import database_path
+    from service.records.store import verify
 
     path = database_path(config.load(options.config))
     report = asyncio.run(verify(path))
@@ -303,6 +229,26 @@ def _audit_verify(options: argparse.Namespace) -> int:
         print(f"{path}: {problem}", file=sys.stderr)
     print(f"{'damaged' if report.problems else 'ok'}: {report.rows} audit rows in {path}")
     return 1 if report.problems else 0
+
+
+def _migrate(options: argparse.Namespace) -> int:
+    from service.records.database import database_path
+    from service.records.schema import SCHEMA_VERSION
+    from service.records.store import Store
+
+    store = Store(database_path(config.load(options.config)))
+    if not store.path.is_file():
+        raise ConfigError(f"storage.url: {store.path} does not exist")
+
+    async def migrate() -> None:
+        try:
+            await store.open()
+        finally:
+            await store.close()
+
+    asyncio.run(migrate())
+    print(f"ok: {store.path} has schema {SCHEMA_VERSION}")
+    return 0
 
 
 def _artifact_expand(options: argparse.Namespace) -> int:
@@ -324,25 +270,6 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError("at least 1")
     return int(text)
-
-
-def _time(text: str) -> float:
-    """ISO 8601 (UTC where it names no zone) or seconds since the epoch."""
-    try:
-        seconds = float(text)
-        datetime.fromtimestamp(seconds, UTC)  # refuses "nan", "inf" and what no calendar has
-        return seconds
-    except (ValueError, OverflowError, OSError):
-        pass
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is neither ISO 8601 nor seconds since the epoch") from None
-    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
-
-
-def _iso(moment: float | None) -> str | None:
-    return None if moment is None else datetime.fromtimestamp(moment, UTC).isoformat(timespec="seconds")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ A block is a value (`firewall.verdict.Verdict`), never an exception; these are f
     │   ├── Forbidden             403
     │   ├── NotFound              404
     │   ├── RequestTimeout        408
+    │   ├── Conflict              409
     │   ├── PayloadTooLarge       413
     │   ├── UnsupportedMedia      415
     │   └── LimitExceeded         429  a quota or budget is spent
@@ -103,6 +104,13 @@ class RequestTimeout(RequestError):
     status = 408
     code = "request_timeout"
     headers = {"connection": "close"}  # noqa: RUF012 -- nobody changes it
+
+
+class Conflict(RequestError):
+    """What is asked for contradicts what there is."""
+
+    status = 409
+    code = "conflict"
 
 
 class PayloadTooLarge(RequestError):

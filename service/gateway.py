@@ -175,10 +175,16 @@ class _Request:
         """Admit, judge, forward, judge, settle, record."""
         gateway, exchange = self._gateway, self._exchange
         caller = self._ledger.caller = await gateway.tenancy.authenticate(exchange.credential)
+        caller.permit_route(exchange.wire.name)
         call = self._ledger.call = await exchange.receive()
+        if not call.stored:
+            caller.permit_model(call.model, call.unknown_fields)
+        call = self._ledger.call = self._pinned(caller, call)
         route = await self._route(caller.tenant, call)
         caller.authorise((segment.role, segment.pointer) for segment in call.prompt.segments)
         texts = [segment.text for segment in call.prompt.segments]
+        if caller.system_prompt and not call.stored:
+            texts.append(caller.system_prompt)
         reserved = await gateway.tenancy.reserve(
             caller,
             call.model,
@@ -207,6 +213,16 @@ class _Request:
                 await _drop(early)
             if self._reply is not None:
                 await self._reply.close()
+
+    def _pinned(self, caller: Caller, call: Call) -> Call:
+        """The call with its key's system prompt. The caller never holds that, so its own texts are checked and judged
+        without it; replies are compared with it as with any system text.
+        """
+        text = caller.system_prompt
+        if not text:
+            return call
+        body = call.body if call.stored else self._exchange.wire.pin(call, text)
+        return replace(call, body=body, system_texts=(text, *call.system_texts))
 
     async def _route(self, tenant: str, call: Call) -> Route:
         """Who is asked. Raises NotFound, also for an id that this provider did not issue to this tenant."""
@@ -241,6 +257,7 @@ class _Request:
     async def scan(self, write: Callable[[Call, Judged], bytes]) -> None:
         """Admit, judge, settle, record."""
         caller = self._ledger.caller = await self._gateway.tenancy.authenticate(self._exchange.credential)
+        caller.permit_route(self._exchange.wire.name)
         call = self._ledger.call = await self._exchange.receive()
         texts = [segment.text for segment in call.prompt.segments]
         texts += [text for _, text in call.reply.texts] if call.reply else ()
@@ -265,7 +282,8 @@ class _Request:
 
     async def _judge_reply(self, caller: Caller, call: Call, reply: Piece) -> dict[str, Any]:
         """The same way as a provider's whole reply goes, and its members of `Judged`."""
-        judge = self._ledger.judge = await self._gateway.replies.open(caller.tenant, call.system_texts, call.user_texts)
+        system_texts = (caller.system_prompt, *call.system_texts) if caller.system_prompt else call.system_texts
+        judge = self._ledger.judge = await self._gateway.replies.open(caller.tenant, system_texts, call.user_texts)
         release = Release(judge, self._exchange.wire)
         await release.take(reply, last=True)
         await release.finish()

@@ -15,6 +15,7 @@ from service.errors import WireError
 from service.firewall.prompt import Prompt
 from service.firewall.verdict import Verdict, decide
 from service.records.audit import AuditRow
+from service.settings import Limits
 from service.tenancy.issued import Origin
 
 Headers = Iterable[tuple[str, str]]
@@ -160,6 +161,12 @@ class Wire(Protocol):
     def clamp(self, call: Call, max_output_tokens: int) -> bytes:
         """The call's body with its output bounded, every other byte as it is."""
 
+    def pin(self, call: Call, text: str) -> bytes:
+        """The call's body with a system text before all others, every other byte as it is.
+
+        Raises Forbidden where the protocol has no place for one.
+        """
+
     def ask_usage(self, body: bytes) -> bytes:
         """A body of this protocol that asks for the usage of its stream, every other byte as it is."""
 
@@ -222,8 +229,26 @@ class Caller(Protocol):
     def key_id(self) -> str:
         """The key's id; empty in open mode."""
 
+    @property
+    def limits(self) -> Limits:
+        """The key's own."""
+
+    @property
+    def tenant_limits(self) -> Limits | None:
+        """The tenant's, where the configuration does not name it and the database does."""
+
+    @property
+    def system_prompt(self) -> str:
+        """What its key puts before every prompt; empty where there is none."""
+
     def authorise(self, sent: Iterable[tuple[str, str]]) -> None:
         """Check the (role, JSON pointer) of each text sent. Raises Forbidden."""
+
+    def permit_route(self, protocol: str) -> None:
+        """Check the protocol (`Wire.name`). Raises Forbidden."""
+
+    def permit_model(self, model: str, unknown_fields: Sequence[str] = ()) -> None:
+        """Check the model asked for, and that no unknown member names others. Raises Forbidden."""
 
 
 class Reservation(Protocol):

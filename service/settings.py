@@ -16,6 +16,7 @@ from msgspec import Meta
 from service.errors import ConfigError
 
 SHIPPED_MODELS = Path(__file__).resolve().parents[1] / "models"
+TENANT_NAME = r"^[a-z0-9][a-z0-9_.]{0,62}$"
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 
 Positive = Annotated[int, Meta(ge=1)]
@@ -194,7 +195,7 @@ class Model(_Strict, frozen=True, kw_only=True):
 class Tenant(_Strict, frozen=True, kw_only=True):
     """A tenant named in the configuration exists for the CLI and the admin API alike."""
 
-    name: Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9_.]{0,62}$")]
+    name: Annotated[str, Meta(pattern=TENANT_NAME)]
     limits: Limits | None = None
 
 

@@ -25,7 +25,9 @@ RATES = (0.05, 0.02, 0.01, 0.005, 0.002, 0.001)
 ROLE_TEXTS = {0.001: 3_000, 0.002: 1_500, 0.005: 600, 0.01: 300, 0.02: 150, 0.05: 100}
 ROLES = ("user", "tool", "document", "system")
 LENGTH_POINTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
-# The smaller of equal ones is taken.
+# Uses of the similarity that are tried: benign quantiles from which a copy's distance counts (none where benign
+# windows come nearer than `NEAREST`), then shares of the regression's slope.
+COPY_QUANTILES, NEAREST, COPY = (1.0, 0.9995, 0.999, 0.995), 0.995, 8.0
 SIMILARITY_SHARES = (0.0, 0.125, 0.25, 0.5, 0.75, 1.0)
 _LENGTH_DRAWS = 4_000
 _LENGTH_RATE = 0.01
@@ -42,10 +44,12 @@ def fit_temperature(logits: npt.NDArray[np.float32], label: npt.NDArray[np.int64
 def fit_fusion(
     logits: npt.NDArray[np.float32], similarity: npt.NDArray[np.float32], attack: npt.NDArray[np.bool_], heat: float
 ) -> Fusion:
-    """Logistic regression by Newton's method, both classes weighted equally, a little ridge on the slopes.
+    """Logistic regression by Newton's method, both classes weighted equally, a little ridge on the slopes; then the use
+    of the similarity that has the best recall at 1 % and 0.1 % false positives.
 
-    The regression minds the middle, thresholds lie in the tail: of a few shares of the similarity's slope the one with
-    the best recall at 1 % and 0.1 % false positives is taken, none at all included.
+    The regression minds the middle, thresholds lie in the tail. Tried are a copy's distance (only what is nearer to a
+    known attack than nearly all benign windows counts, and a copy of one for `COPY` in log-odds), shares of the
+    regression's slope, and none at all; of equal ones the first.
     """
     plain = Calibration(temperature=heat)
     odds = window_logits(logits, similarity, plain, BENIGN)
@@ -62,20 +66,23 @@ def fit_fusion(
         beta -= step
         if np.abs(step).max() < 1e-9:
             break
-    if beta[1] <= 0 or beta[2] < 0:
-        # Similarity that speaks against an attack would be noise: leave it out rather than reward distance.
-        return Fusion(bias=float(beta[0]) if beta[1] > 0 else 0.0, classifier=max(float(beta[1]), 1.0), similarity=0.0)
+    slope = float(beta[1]) if beta[1] > 0 else 1.0
     mean = float(np.average(similarity, weights=weight))
+    flat = float(beta[0] + beta[2] * mean) if beta[1] > 0 else 0.0
+    ways = [
+        Fusion(flat, slope, COPY / (1 - near), near)
+        for near in (float(np.quantile(similarity[~attack], q)) for q in COPY_QUANTILES)
+        if near < NEAREST
+    ]
+    # Similarity that speaks against an attack would be noise: leave it out rather than reward distance.
+    linear = float(beta[2]) if beta[1] > 0 and beta[2] > 0 else 0.0
+    ways += [Fusion(flat - share * linear * mean, slope, share * linear) for share in SIMILARITY_SHARES]
 
-    def fused(share: float) -> Fusion:
-        slope = float(beta[2]) * share
-        return Fusion(float(beta[0]) + mean * (float(beta[2]) - slope), float(beta[1]), slope)
-
-    def recall(share: float) -> float:
-        score = window_logits(logits, similarity, Calibration(temperature=heat, fusion=fused(share)), BENIGN)
+    def recall(fusion: Fusion) -> float:
+        score = window_logits(logits, similarity, Calibration(temperature=heat, fusion=fusion), BENIGN)
         return sum(recall_at(score[attack], score[~attack], rate).value for rate in (0.01, 0.001))
 
-    return fused(max(SIMILARITY_SHARES, key=recall))
+    return max(ways, key=recall)
 
 
 def fit_length(logit: Floats, seed: int = 1) -> tuple[tuple[int, float], ...]:

@@ -172,7 +172,12 @@ class Run:
         if path.exists():
             return msgspec.json.decode(path.read_bytes(), type=Calibration)
         ids = [windows.tokens(i) for i in range(len(windows))]
-        logits, vectors = export.OnnxWindows(self.out / "model.int8.onnx", pad_id=1).run(ids)
+        outputs = self.folder / "calib-outputs.npz"
+        if not outputs.exists():
+            logits, vectors = export.OnnxWindows(self.out / "model.int8.onnx", pad_id=1).run(ids)
+            np.savez(outputs, logits=logits, vectors=vectors)
+        with np.load(outputs) as data:
+            logits, vectors = data["logits"], data["vectors"]
         known = self._nearest(vectors)
         sure = windows.certain
         heat = calibrate.fit_temperature(logits[sure], windows.label[sure])
@@ -182,7 +187,8 @@ class Run:
         benign = windows.label == BENIGN
         length = calibrate.fit_length(fused[benign], self.options.seed)
         found = Calibration(temperature=heat, fusion=fusion, length=length, leak_cosine=self._leak_limit())
-        self._gate_quantisation(windows, ids, logits)
+        if "quantisation" not in self._notes():
+            self._gate_quantisation(windows, ids, logits)
         alone = window_logits(logits, known, Calibration(temperature=heat), BENIGN)
         ways = {"classifier": alone, "fused": fused, "index": known.astype(np.float64)}
         self._note("fusion_gain", _ablation(ways, windows))

@@ -42,7 +42,8 @@ def prune(e5: E5, texts: Iterable[str], size: int) -> list[int]:
             uses.update(encoding.ids)
     kept = set(range(_SPECIALS))
     kept.update(i for i, piece in enumerate(e5.pieces) if len(piece.lstrip(_SPACE)) <= 1)
-    kept.update(i for i, count in uses.most_common() if count >= MIN_USES)
+    used = (i for i, count in uses.most_common() if count >= MIN_USES and i not in kept)
+    kept.update(islice(used, max(0, size - len(kept))))
     by_score = sorted(range(_SPECIALS, len(e5.pieces)), key=lambda i: -e5.scores[i])
     for piece in by_score:
         if len(kept) >= size:

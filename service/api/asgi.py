@@ -129,10 +129,20 @@ class HttpExchange:
 
     async def receive(self) -> Call:
         """Check the headers, read the body under its cap and in its time, parse it. Raises RequestError, CallerLeft."""
-        headers = self._headers
         if self._scope["method"] != "POST":
             raise MethodNotAllowed("Use POST.")
         self.check_caller()
+        self.check_media()
+        return await self._read(await self.body())
+
+    def check_caller(self) -> None:
+        """Raises Forbidden for who may not call."""
+        if self._open_mode:
+            check_origin(self._headers)
+
+    def check_media(self) -> None:
+        """Raises UnsupportedMedia unless the body is said to be JSON in UTF-8 as it stands."""
+        headers = self._headers
         if headers.get("content-encoding", "identity").lower() != "identity":
             raise UnsupportedMedia("Send the body without content encoding.")
         media, _, parameters = headers.get("content-type", "").partition(";")
@@ -141,12 +151,6 @@ class HttpExchange:
         charset = parameters.strip().lower().removeprefix("charset=").strip('"')
         if charset not in {"", "utf-8", "utf8"}:
             raise UnsupportedMedia("The body must be UTF-8.")
-        return await self._read(await self.body())
-
-    def check_caller(self) -> None:
-        """Raises Forbidden for who may not call."""
-        if self._open_mode:
-            check_origin(self._headers)
 
     async def body(self) -> bytes:
         """The body, read under its cap and in its time. Raises PayloadTooLarge, RequestTimeout, CallerLeft."""

@@ -60,6 +60,10 @@ class ChatWire:
             )
         return body
 
+    def pin(self, call: Call, text: str) -> bytes:
+        """With a system message before all others."""
+        return strict_json.splice_first(call.body, "messages", {"role": "system", "content": text})
+
     def ask_usage(self, body: bytes) -> bytes:
         """With `stream_options.include_usage`, its other options as they are."""
         options = json.loads(body).get("stream_options") or {}

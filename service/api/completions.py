@@ -14,6 +14,7 @@ from service.api.chat_reply import ChatWire
 from service.api.inputs import Decode, Inputs
 from service.api.request_fields import Fields, model_of, read_object, recorded
 from service.api.strict_json import pointer
+from service.errors import Forbidden
 from service.firewall.prompt import Prompt, Unscannable
 from service.gateway import Gateway
 from service.interfaces import Call
@@ -102,6 +103,10 @@ class CompletionsWire(ChatWire):
 
     name = "openai.completions"
     path = "/completions"
+
+    def pin(self, call: Call, text: str) -> bytes:
+        """A text to be continued has no place for one. Raises Forbidden."""
+        raise Forbidden("This key has a system prompt, which has no place on this route.")
 
     def clamp(self, call: Call, max_output_tokens: int) -> bytes:
         """The call's body with each sample's output bounded, every other byte as it is."""

@@ -80,6 +80,10 @@ class EmbeddingsWire(ChatWire):
             _slots(document), document, body, usage=_usage(document.get("usage")), failed=bool(document.get("error"))
         )
 
+    def pin(self, call: Call, text: str) -> bytes:
+        """Nothing is prompted."""
+        return call.body
+
     def clamp(self, call: Call, max_output_tokens: int) -> bytes:
         """Nothing is generated, so nothing is bounded."""
         return call.body

@@ -5,6 +5,7 @@ Source: Anthropic API reference, "Messages", "Streaming Messages" and "Errors".
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -68,6 +69,15 @@ class MessagesWire:
     def clamp(self, call: Call, max_output_tokens: int) -> bytes:
         """The call's body with its output bounded, every other byte as it is."""
         return strict_json.splice_member(call.body, "max_tokens", max_output_tokens)
+
+    def pin(self, call: Call, text: str) -> bytes:
+        """With a block before what `system` has already."""
+        block = {"type": "text", "text": text}
+        given = json.loads(call.body).get("system")
+        if isinstance(given, list):
+            return strict_json.splice_first(call.body, "system", block)
+        blocks = [block, {"type": "text", "text": given}] if given else [block]
+        return strict_json.splice_member(call.body, "system", blocks)
 
     def ask_usage(self, body: bytes) -> bytes:
         """As it is: every stream says what it used."""

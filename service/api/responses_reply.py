@@ -50,6 +50,15 @@ class ResponsesWire(ChatWire):
             return call.body
         return strict_json.splice_member(call.body, "max_output_tokens", max_output_tokens)
 
+    def pin(self, call: Call, text: str) -> bytes:
+        """With a message before what `input` has already; `instructions` would be repeated in the reply."""
+        pinned = {"type": "message", "role": "system", "content": text}
+        given = json.loads(call.body).get("input")
+        if isinstance(given, list):
+            return strict_json.splice_first(call.body, "input", pinned)
+        items = [pinned, {"type": "message", "role": "user", "content": given}] if given else [pinned]
+        return strict_json.splice_member(call.body, "input", items)
+
     def error_event(self, error: WireError, after: int | None) -> bytes:
         """An `error` event with the next number. Its members are those that the reference lists; the envelope beside
         them is what the SDKs raise for: without it they would take the end of the stream for the end of the reply.

@@ -107,19 +107,40 @@ def splice_member(body: bytes, key: str, value: Any) -> bytes:
     """Set one member of the top-level object of a valid body and leave every other byte as it is."""
     text = body.decode("utf-8")
     encoded = json.dumps(value)
+    span = _member(text, key)
+    if span is not None:
+        return (text[: span[0]] + encoded + text[span[1] :]).encode("utf-8")
+    opening = text.index("{") + 1
+    comma = "" if text[_skip(text, opening, " \t\n\r")] == "}" else ","
+    return (text[:opening] + json.dumps(key) + ":" + encoded + comma + text[opening:]).encode("utf-8")
+
+
+def splice_first(body: bytes, key: str, value: Any) -> bytes:
+    """Put a value before all others in a list that is a member of the top-level object of a valid body.
+
+    Every other byte stays as it is. Raises ValueError where there is no such list.
+    """
+    text = body.decode("utf-8")
+    span = _member(text, key)
+    if span is None or text[span[0]] != "[":
+        raise ValueError(f"{key} is no list")
+    opening = span[0] + 1
+    comma = "" if text[_skip(text, opening, " \t\n\r")] == "]" else ","
+    return (text[:opening] + json.dumps(value) + comma + text[opening:]).encode("utf-8")
+
+
+def _member(text: str, key: str) -> tuple[int, int] | None:
+    """Where the value of a member of the top-level object begins and ends."""
     at = text.index("{") + 1
     while True:
         at = _skip(text, at, " \t\n\r,")
         if text[at] == "}":
-            break
+            return None
         name, at = _DECODER.raw_decode(text, at)
         start = _skip(text, at, " \t\n\r:")
         _, at = _DECODER.raw_decode(text, start)
         if name == key:
-            return (text[:start] + encoded + text[at:]).encode("utf-8")
-    opening = text.index("{") + 1
-    comma = "" if text[_skip(text, opening, " \t\n\r")] == "}" else ","
-    return (text[:opening] + json.dumps(key) + ":" + encoded + comma + text[opening:]).encode("utf-8")
+            return start, at
 
 
 def _skip(text: str, at: int, characters: str) -> int:

@@ -133,7 +133,8 @@ def window_logits(
     peak = attacks.max(axis=1, keepdims=True)
     odds = peak[:, 0] + np.log(np.exp(attacks - peak).sum(axis=1)) - scaled[:, benign]
     fusion = calibration.fusion
-    return np.asarray(fusion.bias + fusion.classifier * odds + fusion.similarity * similarity.astype(np.float64))
+    nearness = np.maximum(0.0, similarity.astype(np.float64) - fusion.near)
+    return np.asarray(fusion.bias + fusion.classifier * odds + fusion.similarity * nearness)
 
 
 def length_offset(count: int, calibration: Calibration) -> float:

@@ -16,7 +16,9 @@ from pathlib import Path
 
 from service.errors import StorageFailed
 from service.records.audit import AuditRow
-from service.records.store import AUDIT, BUSY_TIMEOUT_MS, columns
+from service.records.database import BUSY_TIMEOUT_MS
+from service.records.schema import AUDIT
+from service.records.store import columns
 
 _NAMES = AuditRow.__struct_fields__
 _INSERT = f"INSERT INTO {AUDIT.name} ({', '.join(_NAMES)}) VALUES ({', '.join(f':{name}' for name in _NAMES)})"  # noqa: S608

@@ -33,11 +33,15 @@ class Model(msgspec.Struct, frozen=True):
 
 
 class Fusion(msgspec.Struct, frozen=True):
-    """Window logit = bias + classifier · log((1 − p_benign) / p_benign) + similarity · max similarity to an attack."""
+    """Window logit = bias + classifier · log((1 − p_benign) / p_benign) + similarity · max(0, nearness − near).
+
+    The nearness is the greatest cosine to a known attack; up to `near` it says nothing.
+    """
 
     bias: float = 0.0
     classifier: float = 1.0
     similarity: float = 0.0
+    near: float = 0.0
 
 
 class Calibration(msgspec.Struct, frozen=True):

@@ -24,10 +24,20 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from service.errors import ConfigError, Unauthenticated
+from service.settings import Limits
+from service.tenancy.sealing import Seal
 
 SECRET_VARIABLE = "FIREWALL_SECRET_KEY"  # noqa: S105 -- the name of the variable
 MIN_SECRET_BYTES = 32
 MESSAGE_ROLES = ("user", "tool", "document", "system")
+ROUTES = (
+    *("chat", "messages", "responses", "completions", "embeddings"),
+    *("moderations", "scan", "guardrail", "llm_guard"),
+)
+"""What a key's `routes` may name; `messages` includes the counting of its tokens."""
+MAX_GLOBS = 100
+MAX_GLOB_CHARS = 200
+MAX_SYSTEM_PROMPT_CHARS = 65_536
 CACHE_S = 0.5
 """How long a stored key may be believed: a revocation by another process holds after this at the latest."""
 _CACHED_KEYS = 10_000
@@ -107,6 +117,20 @@ class StoredKey(Protocol):
     def expires_at(self) -> float | None: ...  # noqa: D102
     @property
     def revoked_at(self) -> float | None: ...  # noqa: D102
+    @property
+    def models(self) -> Sequence[str]: ...  # noqa: D102
+    @property
+    def routes(self) -> Sequence[str]: ...  # noqa: D102
+    @property
+    def limits(self) -> Limits: ...  # noqa: D102
+    @property
+    def tenant_limits(self) -> Limits | None: ...  # noqa: D102
+    @property
+    def old_digest(self) -> str | None: ...  # noqa: D102
+    @property
+    def old_expires_at(self) -> float | None: ...  # noqa: D102
+    @property
+    def system_prompt(self) -> str: ...  # noqa: D102
 
 
 class KeyStore(Protocol):
@@ -124,8 +148,15 @@ class KeyStore(Protocol):
         roles: tuple[str, ...],
         created_at: float,
         expires_at: float | None,
+        models: tuple[str, ...],
+        routes: tuple[str, ...],
+        limits: Limits,
+        system_prompt: str,
     ) -> None:
         """Keep a new key."""
+
+    async def rotate_key(self, key_id: str, digest: str, at: float, old_expires_at: float) -> bool:
+        """Give a key a new secret; the one it had holds until then. False where there is no such key that is good."""
 
     async def revoke_key(self, key_id: str, at: float) -> bool:
         """False where there is no such key that was still good."""
@@ -144,18 +175,35 @@ class Keys:
     def __init__(self, store: KeyStore, root: SecretRoot, clock: Callable[[], float] = time.time) -> None:
         self._store = store
         self._hash_key = root.key("api-key")
+        self._seal = Seal(root.key("seal"))
         self._clock = clock
         self._cache: dict[str, tuple[float, StoredKey]] = {}
 
-    async def create(self, tenant: str, roles: Iterable[str] = (), expires_at: float | None = None) -> NewKey:
-        """Make and keep a key. No roles means all of them. Raises ConfigError for an unknown role or a past expiry."""
-        wanted = tuple(dict.fromkeys(roles)) or MESSAGE_ROLES
-        if unknown := sorted(set(wanted) - set(MESSAGE_ROLES)):
-            raise ConfigError(f"roles: unknown {', '.join(unknown)}; there are {', '.join(MESSAGE_ROLES)}")
+    async def create(
+        self,
+        tenant: str,
+        roles: Iterable[str] = (),
+        expires_at: float | None = None,
+        *,
+        models: Iterable[str] = (),
+        routes: Iterable[str] = (),
+        limits: Limits | None = None,
+        system_prompt: str = "",
+    ) -> NewKey:
+        """Make and keep a key. No roles, models (globs) or routes means all of them.
+
+        Raises ConfigError for an unknown role or route, a past expiry, and what is too long.
+        """
+        wanted = _known("roles", roles, MESSAGE_ROLES) or MESSAGE_ROLES
+        globs = tuple(dict.fromkeys(models))
+        if len(globs) > MAX_GLOBS or not all(0 < len(glob) <= MAX_GLOB_CHARS for glob in globs):
+            raise ConfigError(f"models: at most {MAX_GLOBS} globs of 1 to {MAX_GLOB_CHARS} characters")
+        if len(system_prompt) > MAX_SYSTEM_PROMPT_CHARS:
+            raise ConfigError(f"system_prompt: longer than {MAX_SYSTEM_PROMPT_CHARS} characters")
         now = self._clock()
         if expires_at is not None and not expires_at > now:  # not a number is no time either
             raise ConfigError("expires_at: already past")
-        key_id, secret = secrets.token_hex(8), secrets.token_urlsafe(32)
+        key_id, secret = secrets.token_hex(8), _new_secret()
         await self._store.add_key(
             key_id=key_id,
             tenant=tenant,
@@ -163,13 +211,34 @@ class Keys:
             roles=wanted,
             created_at=now,
             expires_at=expires_at,
+            models=globs,
+            routes=_known("routes", routes, ROUTES),
+            limits=limits or Limits(),
+            system_prompt=self._seal.close(system_prompt, key_id),
         )
+        return NewKey(key_id, f"sf-{key_id}-{secret}")
+
+    async def rotate(self, key_id: str, old_expires_at: float | None = None) -> NewKey | None:
+        """Give a key a new secret. The old one holds until then, None for no longer; older ones are worthless.
+
+        None where there is no such key that is good. Raises ConfigError for a time that is past.
+        """
+        now = self._clock()
+        if old_expires_at is not None and not old_expires_at > now:
+            raise ConfigError("old_expires_at: already past")
+        secret = _new_secret()
+        until = now if old_expires_at is None else old_expires_at
+        rotated = await self._store.rotate_key(key_id, self._hash(key_id, secret), now, until)
+        self._cache.pop(key_id, None)
+        if not rotated:
+            return None
         return NewKey(key_id, f"sf-{key_id}-{secret}")
 
     async def revoke(self, key_id: str) -> bool:
         """Make a key worthless, here at once; False where there is none that was still good."""
-        self._cache.pop(key_id, None)
-        return await self._store.revoke_key(key_id, self._clock())
+        revoked = await self._store.revoke_key(key_id, self._clock())
+        self._cache.pop(key_id, None)  # after it: who asked meanwhile may have read the key as it was
+        return revoked
 
     async def verify(self, presented: str) -> StoredKey:
         """The key that was presented. Raises Unauthenticated with the same words whatever is wrong with it."""
@@ -177,12 +246,20 @@ class Keys:
         key_id, secret = match.groups() if match else ("", "")
         stored = await self._find(key_id) if match else None
         # The hash is made and compared in every case, so that time does not tell which ids exist.
-        matches = hmac.compare_digest(self._hash(key_id, secret), stored.digest if stored else _NO_HASH)
-        if stored is None or not matches or stored.revoked_at is not None:
+        digest, now = self._hash(key_id, secret), self._clock()
+        matches = hmac.compare_digest(digest, stored.digest if stored else _NO_HASH)
+        matches_old = hmac.compare_digest(digest, (stored.old_digest if stored else None) or _NO_HASH)
+        if stored is None or stored.revoked_at is not None:
             raise Unauthenticated(_REFUSED)
-        if stored.expires_at is not None and stored.expires_at <= self._clock():
+        if stored.expires_at is not None and stored.expires_at <= now:
+            raise Unauthenticated(_REFUSED)
+        if not matches and not (matches_old and now < (stored.old_expires_at or 0.0)):
             raise Unauthenticated(_REFUSED)
         return stored
+
+    def system_prompt(self, stored: StoredKey) -> str:
+        """What this key puts before every prompt. Raises StorageFailed where it cannot be opened."""
+        return self._seal.open(stored.system_prompt, stored.id)
 
     async def _find(self, key_id: str) -> StoredKey | None:
         now = self._clock()
@@ -198,3 +275,14 @@ class Keys:
 
     def _hash(self, key_id: str, secret: str) -> str:
         return hmac.digest(self._hash_key, f"{key_id}:{secret}".encode(), "sha256").hex()
+
+
+def _new_secret() -> str:
+    return secrets.token_urlsafe(32)
+
+
+def _known(what: str, given: Iterable[str], known: Sequence[str]) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(given))
+    if unknown := sorted(set(names) - set(known)):
+        raise ConfigError(f"{what}: unknown {', '.join(unknown)}; there are {', '.join(known)}")
+    return names

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import msgspec
 
 from service.errors import ContextLengthExceeded, Forbidden
 from service.settings import Limits, Settings
+from service.tenancy.caller import KeyCaller
 from service.tenancy.counters import EXACT, Amount, scope_of
-from service.tenancy.keys import MESSAGE_ROLES, Keys
+from service.tenancy.keys import Keys
 from service.tenancy.model_table import UNKNOWN, ModelFacts, ModelTable, budget_nanousd, load_models
 from service.tenancy.quota import Quota
 from service.tenancy.tokens import TokenCounter
@@ -31,23 +32,10 @@ class _Caller(Protocol):
     def tenant(self) -> str: ...
     @property
     def key_id(self) -> str: ...
-
-
-class KeyCaller(msgspec.Struct, frozen=True):
-    """Who asks. `roles` are those whose text this key may send; `key_id` is empty in open mode."""
-
-    tenant: str
-    key_id: str = ""
-    roles: tuple[str, ...] = MESSAGE_ROLES
-
-    def authorise(self, sent: Iterable[tuple[str, str]]) -> None:
-        """Check the (role, JSON pointer) of each text sent. Raises Forbidden naming the pointer.
-
-        A prompt cannot grant itself authority: what its key may not send is refused before any text is read.
-        """
-        for role, pointer in sent:
-            if role not in self.roles:
-                raise Forbidden(f"This key may not send {role} text.", pointer=pointer)
+    @property
+    def limits(self) -> Limits: ...
+    @property
+    def tenant_limits(self) -> Limits | None: ...
 
 
 class TokenReservation(msgspec.Struct, frozen=True):
@@ -82,7 +70,7 @@ class Tenants:
         self._defaults = settings.limits
         self._key_limits = settings.keys.limits
         self._models = models or load_models(settings)
-        self._limits = {t.name: t.limits for t in settings.tenants if t.limits is not None}
+        self._limits = {t.name: t.limits or Limits() for t in settings.tenants}
         self._counter = counter
         self._quota = quota
         self._keys = keys
@@ -92,7 +80,16 @@ class Tenants:
         if self._keys is None:
             return KeyCaller(DEFAULT_TENANT)
         key = await self._keys.verify(credential)
-        return KeyCaller(key.tenant, key.id, tuple(key.roles))
+        return KeyCaller(
+            key.tenant,
+            key.id,
+            tuple(key.roles),
+            tuple(key.models),
+            tuple(key.routes),
+            key.limits,
+            key.tenant_limits,
+            self._keys.system_prompt(key),
+        )
 
     async def reserve(
         self,
@@ -114,9 +111,9 @@ class Tenants:
         Raises LimitExceeded, ContextLengthExceeded, CountersFailed, and Forbidden for a model without a price where a
         budget has to be kept.
         """
-        limits = [self.limits(caller.tenant)]
+        limits = [self.limits(caller.tenant, caller.tenant_limits)]
         if caller.key_id:
-            limits.append(self._key_limits)
+            limits.append(_over(self._key_limits, caller.limits))
         prompt = await self._counter.count(model, texts)
         if texts:
             prompt += TOKENS_PER_TEXT * len(texts) + TOKENS_PER_PROMPT
@@ -163,13 +160,18 @@ class Tenants:
         cost = reservation.facts.cost_nanousd(prompt_tokens, completion_tokens, cached_tokens)
         await self._quota.settle(reservation.id, Amount(prompt_tokens + completion_tokens, cost))
 
-    def limits(self, tenant: str) -> Limits:
-        """The tenant's own limits, each left out one from the defaults."""
-        own = self._limits.get(tenant)
-        if own is None:
-            return self._defaults
-        given = {name: value for name, value in msgspec.structs.asdict(own).items() if value is not None}
-        return msgspec.structs.replace(self._defaults, **given)
+    def limits(self, tenant: str, stored: Limits | None = None) -> Limits:
+        """The tenant's own limits, each left out one from the defaults. `stored` are those that the database has of it;
+        the configuration's come first.
+        """
+        return _over(self._defaults, self._limits.get(tenant, stored))
+
+
+def _over(defaults: Limits, own: Limits | None) -> Limits:
+    if own is None:
+        return defaults
+    given = {name: value for name, value in msgspec.structs.asdict(own).items() if value is not None}
+    return msgspec.structs.replace(defaults, **given) if given else defaults
 
 
 def _output(

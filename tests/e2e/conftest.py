@@ -33,8 +33,16 @@ class Who:
     tenant = "default"
     key_id = ""
 
+    system_prompt = ""
+
     def authorise(self, sent: Any) -> None:
         list(sent)
+
+    def permit_route(self, protocol: str) -> None:
+        pass
+
+    def permit_model(self, model: str, unknown_fields: Any = ()) -> None:
+        pass
 
 
 class Held:

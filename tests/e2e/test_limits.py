@@ -15,7 +15,8 @@ import pytest
 
 import service.app
 from service import settings as config
-from service.records.store import Store, database_path
+from service.records.database import database_path
+from service.records.store import Store
 from service.tenancy.keys import Keys, load_root
 from tests.servers import running
 

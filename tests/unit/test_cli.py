@@ -1,9 +1,11 @@
+import asyncio
 import io
 import json
 import re
 import shlex
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import urllib.request
@@ -12,9 +14,12 @@ import pytest
 
 from service import cli
 from service.errors import ConfigError
+from service.records.audit import AuditRow
+from service.records.store import Store
 from service.scoring import encoder
 from service.serving import _listen, welcome
 from service.settings import Auth, Settings
+from tests.old_schema import VERSION_1
 from tests.tiny_artifact import MarkedWordsEncoder, write_tiny_artifact
 
 
@@ -134,6 +139,105 @@ def test_a_key_never_expires_at_a_time_that_is_none(config, capsys, moment):
     with pytest.raises(SystemExit):
         cli.main(["keys", "create", "--tenant", "default", f"--expires-at={moment}", "--config", config()])
     assert "--expires-at" in capsys.readouterr().err
+
+
+def ran(capsys, *arguments):
+    assert cli.main(arguments) == 0
+    return capsys.readouterr().out
+
+
+def test_a_key_is_made_with_terms_and_listed_with_them(config, tmp_path, capsys):
+    path = config()
+    (tmp_path / "prompt.txt").write_text("The warehouse in Lisbon closes.\n")
+    terms = [
+        "--models",
+        "gpt-4o*,o3",
+        "--routes",
+        "chat",
+        "--limit",
+        "concurrency=5",
+        "--limit",
+        "budget_usd_per_day=0.5",
+    ]
+    prompt = ["--system-prompt-file", str(tmp_path / "prompt.txt")]
+    ran(capsys, "keys", "create", "--tenant", "default", *terms, *prompt, "--config", path)
+    listed = ran(capsys, "keys", "list", "--config", path)
+    shown = json.loads(listed)
+    assert (shown["models"], shown["routes"]) == (["gpt-4o*", "o3"], ["chat"])
+    assert shown["limits"] == {"budget_usd_per_day": 0.5, "concurrency": 5}
+    assert shown["has_system_prompt"] is True
+    assert "Lisbon" not in listed
+
+
+def test_a_rotated_key_keeps_its_id_and_is_printed_once(config, capsys):
+    path = config()
+    key = ran(capsys, "keys", "create", "--tenant", "default", "--config", path)
+    key_id = key.split("-")[1]
+    new = ran(capsys, "keys", "rotate", key_id, "--old-expires-at", "2999-01-01", "--config", path)
+    assert new != key
+    assert new.split("-")[1] == key_id
+    assert json.loads(ran(capsys, "keys", "list", "--config", path))["old_expires_at"] == "2999-01-01T00:00:00+00:00"
+    assert "nothing" in failed(capsys, "keys", "rotate", "nothing", "--config", path)
+
+
+def test_tenants_are_made_limited_listed_and_deleted(config, capsys):
+    path = config('[[tenants]]\nname = "acme"')
+    ran(capsys, "tenants", "create", "north", "--limit", "concurrency=5", "--config", path)
+    limits = ["--limit", "concurrency=none", "--limit", "tokens_per_day=900"]
+    assert json.loads(ran(capsys, "tenants", "set", "north", *limits, "--config", path))["limits"] == {
+        "tokens_per_day": 900
+    }
+    listed = [json.loads(line) for line in ran(capsys, "tenants", "list", "--config", path).splitlines()]
+    assert [(each["name"], each["origin"]) for each in listed] == [
+        ("acme", "configuration"),
+        ("default", "configuration"),
+        ("north", "database"),
+    ]
+    ran(capsys, "keys", "create", "--tenant", "north", "--config", path)
+    ran(capsys, "tenants", "delete", "north", "--config", path)
+    assert json.loads(ran(capsys, "keys", "list", "--config", path))["revoked_at"] is not None
+    assert "configuration" in failed(capsys, "tenants", "set", "acme", "--limit", "concurrency=1", "--config", path)
+    assert "north" in failed(capsys, "tenants", "delete", "north", "--config", path)
+
+
+@pytest.mark.parametrize("limit", ["concurrency=0", "tokens=5", "concurrency=1.5"])
+def test_a_limit_that_cannot_be_is_refused_by_name(config, capsys, limit):
+    err = failed(capsys, "tenants", "create", "north", "--limit", limit, "--config", config())
+    assert limit.partition("=")[0] in err
+
+
+def test_usage_is_printed_by_day_tenant_and_model(config, tmp_path, capsys):
+    path = config('[storage]\nurl = "sqlite:///a.db"')
+    ran(capsys, "keys", "create", "--tenant", "default", "--config", path)
+
+    async def record():
+        store = Store(tmp_path / "a.db")
+        day = {"tenant": "acme", "model": "m", "prompt_tokens": 5, "completion_tokens": 2}
+        times = (86_400.0 * 2 - 0.5, 86_400.0 * 2, 86_400.0 * 2 + 9)
+        await store.add_rows([AuditRow(time=time, request_id=str(time), **day) for time in times])
+        await store.add_rows([AuditRow(time=times[2], request_id="blocked", action="block", **day)])
+        await store.close()
+
+    asyncio.run(record())
+    bounds = ["--tenant", "acme", "--from", "1970-01-01", "--to", "1970-02-01"]
+    lines = ran(capsys, "usage", *bounds, "--config", path).splitlines()
+    assert [json.loads(line) for line in lines] == [
+        {"day": "1970-01-02", "tenant": "acme", "model": "m", "requests": 1, "blocked": 0, "failed": 0}
+        | {"prompt_tokens": 5, "completion_tokens": 2},
+        {"day": "1970-01-03", "tenant": "acme", "model": "m", "requests": 3, "blocked": 1, "failed": 0}
+        | {"prompt_tokens": 15, "completion_tokens": 6},
+    ]
+    assert ran(capsys, "usage", "--config", path) == ""
+
+
+def test_migrate_brings_an_older_database_up_to_date_and_makes_none(config, tmp_path, capsys):
+    path = config('[storage]\nurl = "sqlite:///a.db"')
+    assert "does not exist" in failed(capsys, "migrate", "--config", path)
+    with sqlite3.connect(tmp_path / "a.db") as connection:
+        connection.executescript(VERSION_1)
+    assert "migrate" in failed(capsys, "keys", "list", "--config", path)
+    assert cli.main(["migrate", "--config", path]) == 0
+    assert cli.main(["audit", "verify", "--config", path]) == 0
 
 
 # -- audit -----------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import pytest
 
 from service import settings
 from service.errors import FirewallError
-from service.records.store import AUDIT
+from service.records.schema import AUDIT
 
 ROOT = Path(__file__).parents[2]
 OPERATIONS = (ROOT / "docs/operations.md").read_text(encoding="utf-8")

@@ -8,10 +8,12 @@ import pytest
 from sqlalchemy.exc import OperationalError
 
 from service.errors import ConfigError, StorageFailed, Unauthenticated
-from service.records import store as store_module
+from service.records import database as database_module
 from service.records.audit import AuditFinding, AuditRow
 from service.records.audit_log import AuditLog
-from service.records.store import AUDIT, SCHEMA_VERSION, AuditReport, Store, database_path, verify
+from service.records.database import database_path
+from service.records.schema import AUDIT, SCHEMA_VERSION
+from service.records.store import AuditReport, Store, verify
 from service.settings import Settings, Storage
 from service.tenancy.keys import MESSAGE_ROLES, Keys, SecretRoot, load_root
 
@@ -158,14 +160,14 @@ async def test_many_processes_may_open_a_new_file_at_once(tmp_path):
 
 async def test_who_finds_a_new_file_locked_by_another_that_opens_it_tries_again(tmp_path, monkeypatch):
     refusals = iter([sqlite3.OperationalError("database is locked")] * 2)
-    check = store_module._check_schema
+    check = database_module.bring_up
 
     async def busy_at_first(*given):
         for refusal in refusals:
             raise OperationalError("PRAGMA journal_mode=WAL", None, refusal)
         await check(*given)
 
-    monkeypatch.setattr(store_module, "_check_schema", busy_at_first)
+    monkeypatch.setattr(database_module, "bring_up", busy_at_first)
     store = Store(tmp_path / "a.db")
     await store.open()
     await store.ping()
@@ -184,7 +186,7 @@ async def test_a_file_of_an_earlier_schema_is_brought_to_this_one_and_keeps_its_
     await store.close()
     with sqlite3.connect(store.path) as connection:
         connection.execute("ALTER TABLE audit DROP COLUMN attempts")
-        connection.execute("UPDATE schema_version SET version = 1")
+        connection.execute("UPDATE schema_version SET version = 2")
     opened = [Store(store.path) for _ in range(4)]
     await asyncio.gather(*(each.open() for each in opened))
     await opened[0].add_rows([row("new", attempts=("a 503", "b 200"))])

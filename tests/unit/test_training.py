@@ -72,10 +72,16 @@ def test_padding_does_not_change_what_a_window_means(e5: E5) -> None:
 
 
 def test_pruning_keeps_specials_letters_and_what_the_corpus_uses(e5: E5) -> None:
-    kept = vocabulary.prune(e5, ["the cat sat on the cat"] * 2, size=33)
+    kept = vocabulary.prune(e5, ["cat sat cat"] * 2, size=35)
     pieces = {e5.pieces[i] for i in kept}
     assert {"<s>", "<pad>", "</s>", "<unk>", "▁cat", "▁sat", *LETTERS} <= pieces
     assert kept == sorted(kept)
+
+
+def test_pruning_keeps_no_more_than_asked_though_the_corpus_uses_more(e5: E5) -> None:
+    kept = vocabulary.prune(e5, [" ".join(WORDS).replace("▁", "")] * 5, size=35)
+    assert len(kept) == 35
+    assert sum(e5.pieces[i] in WORDS for i in kept) == 3
 
 
 def test_windows_of_a_composed_attack_are_labelled_by_where_the_span_lies(e5: E5) -> None:
@@ -265,6 +271,18 @@ def test_fusion_uses_similarity_only_where_it_speaks_for_attacks() -> None:
     helpful = (0.7 + 0.2 * attack + rng.normal(0, 0.05, 4_000)).astype(np.float32)
     assert calibrate.fit_fusion(logits, helpful, attack, 1.0).similarity > 0
     assert calibrate.fit_fusion(logits, 1.6 - helpful, attack, 1.0).similarity == 0
+
+
+def test_a_copy_of_a_known_attack_counts_though_ordinary_nearness_says_nothing() -> None:
+    rng = np.random.default_rng(0)
+    attack = rng.random(4_000) < 0.5
+    logits = rng.normal(0, 1, (4_000, 4)).astype(np.float32)
+    logits[attack, 1] += 1.0
+    similarity = rng.uniform(0.6, 0.95, 4_000).astype(np.float32)
+    similarity[np.flatnonzero(attack)[:200]] = 0.999
+    fusion = calibrate.fit_fusion(logits, similarity, attack, 1.0)
+    assert 0.94 < fusion.near < 0.96
+    assert fusion.similarity * (1 - fusion.near) == pytest.approx(calibrate.COPY)
 
 
 def test_length_offsets_grow_with_the_number_of_windows() -> None:

@@ -1,0 +1,66 @@
+"""Tenants that were made while the service runs, beside those of the configuration."""
+
+from __future__ import annotations
+
+import msgspec
+import sqlalchemy as sa
+
+from service.records.database import Database
+from service.records.key_table import decode_limits, encode_limits
+from service.records.schema import KEYS, TENANTS
+from service.settings import Limits
+
+
+class TenantRow(msgspec.Struct, frozen=True, kw_only=True):
+    """A tenant as it is kept; `created_at` is seconds since the epoch (UTC)."""
+
+    name: str
+    limits: Limits
+    created_at: float
+
+
+class TenantTable(Database):
+    """The table of tenants (`tenancy.directory.TenantStore`)."""
+
+    async def add_tenant(self, name: str, limits: Limits, at: float) -> bool:
+        """False where there is one of this name."""
+        row = {"name": name, "limits": encode_limits(limits), "created_at": at}
+        async with self.begin() as connection:
+            known = await connection.execute(sa.select(TENANTS.c.name).where(TENANTS.c.name == name))
+            if known.one_or_none() is not None:
+                return False
+            done = await connection.execute(TENANTS.insert().prefix_with("OR IGNORE"), [row])
+        return bool(done.rowcount)
+
+    async def find_tenant(self, name: str) -> TenantRow | None:
+        """The tenant of this name."""
+        async with self.begin() as connection:
+            found = await connection.execute(sa.select(TENANTS).where(TENANTS.c.name == name))
+            row = found.mappings().one_or_none()
+        return _tenant_row(row) if row else None
+
+    async def list_tenants(self) -> list[TenantRow]:
+        """All of them, by name."""
+        async with self.begin() as connection:
+            found = await connection.execute(sa.select(TENANTS).order_by(TENANTS.c.name))
+            return [_tenant_row(row) for row in found.mappings()]
+
+    async def limit_tenant(self, name: str, limits: Limits, before: Limits) -> bool:
+        """Give a tenant other limits; False where there is none of this name that has the limits `before`."""
+        known = sa.and_(TENANTS.c.name == name, TENANTS.c.limits == encode_limits(before))
+        async with self.begin() as connection:
+            done = await connection.execute(TENANTS.update().where(known).values(limits=encode_limits(limits)))
+        return bool(done.rowcount)
+
+    async def drop_tenant(self, name: str, at: float) -> bool:
+        """Delete a tenant and revoke its keys, both or neither; False where there is none of this name."""
+        async with self.begin() as connection:
+            done = await connection.execute(TENANTS.delete().where(TENANTS.c.name == name))
+            if done.rowcount:
+                own = sa.and_(KEYS.c.tenant == name, KEYS.c.revoked_at.is_(None))
+                await connection.execute(KEYS.update().where(own).values(revoked_at=at))
+        return bool(done.rowcount)
+
+
+def _tenant_row(row: sa.RowMapping) -> TenantRow:
+    return TenantRow(name=row["name"], limits=decode_limits(row["limits"]), created_at=row["created_at"])
