@@ -23,6 +23,8 @@ Floats = npt.NDArray[np.float64]
 RATES = (0.05, 0.02, 0.01, 0.005, 0.002, 0.001)
 # A role's own threshold needs this many benign texts at a rate; below it the pooled one stands in, marked.
 ROLE_TEXTS = {0.001: 3_000, 0.002: 1_500, 0.005: 600, 0.01: 300, 0.02: 150, 0.05: 100}
+# Texts made to look like attacks, and what each counts for in a rate: about one text in thirteen is taken to be such.
+HARD_SOURCES, HARD_WEIGHT = ("written", "composed"), 0.3
 ROLES = ("user", "tool", "document", "system")
 LENGTH_POINTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 # Uses of the similarity that are tried: benign quantiles from which a copy's distance counts (none where benign
@@ -105,18 +107,25 @@ def fit_length(logit: Floats, seed: int = 1) -> tuple[tuple[int, float], ...]:
 def fit_thresholds(score: Floats, rows: Sequence[Row]) -> dict[str, dict[str, Threshold]]:
     """Thresholds per role and rate from the scores of whole texts; only benign rows count.
 
-    A role's own threshold never lies below the pooled one by luck of few texts: it is used only with enough of them.
+    A rate is a promise about traffic, and traffic has few texts that were made to look like attacks: the project's own
+    and composed rows count `HARD_WEIGHT` each. A role's own threshold is used only where it has enough texts.
     """
     benign = np.asarray([row.label == BENIGN for row in rows])
     roles = np.asarray([row.role for row in rows])
-    pooled = {rate: Threshold(threshold_at(score[benign], rate), int(benign.sum())) for rate in RATES}
+    weight = np.asarray([HARD_WEIGHT if row.source.startswith(HARD_SOURCES) else 1.0 for row in rows])
+
+    def threshold(chosen: npt.NDArray[np.bool_], rate: float) -> float:
+        return threshold_at(score[chosen], rate, weight[chosen])
+
+    pooled = {rate: Threshold(threshold(benign, rate), int(benign.sum())) for rate in RATES}
     table = {"pooled": {_key(rate): value for rate, value in pooled.items()}}
     for role in ROLES:
-        own = score[benign & (roles == role)]
+        own = benign & (roles == role)
+        count = int(own.sum())
         table[role] = {
-            _key(rate): Threshold(threshold_at(own, rate), len(own))
-            if len(own) >= ROLE_TEXTS[rate]
-            else Threshold(pooled[rate].threshold, len(own), pooled=True)
+            _key(rate): Threshold(threshold(own, rate), count)
+            if count >= ROLE_TEXTS[rate]
+            else Threshold(pooled[rate].threshold, count, pooled=True)
             for rate in RATES
         }
     return table

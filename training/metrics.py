@@ -42,15 +42,19 @@ def auc(attack: Floats, benign: Floats) -> float:
     return float((ranks[: len(attack)].sum() - len(attack) * (len(attack) + 1) / 2) / (len(attack) * len(benign)))
 
 
-def threshold_at(benign: Floats, rate: float) -> float:
+def threshold_at(benign: Floats, rate: float, weight: Floats | None = None) -> float:
     """The smallest threshold with at most `rate` of the benign scores above it (a score above is an alarm).
 
-    Raises ValueError where there is no benign score.
+    With `weight`, float64 like the scores, at most `rate` of the weight. Raises ValueError where there is no score.
     """
     if not len(benign):
         raise ValueError("a threshold needs benign scores")
-    ordered = np.sort(benign)[::-1]
-    return float(ordered[min(math.floor(rate * len(ordered)), len(ordered) - 1)])
+    order = np.argsort(-benign, kind="stable")
+    if weight is None:
+        return float(benign[order[min(math.floor(rate * len(order)), len(order) - 1)]])
+    above = np.cumsum(weight[order]) / weight.sum()
+    place = int(np.searchsorted(above, rate * (1 + 1e-12), side="right"))
+    return float(benign[order[min(place, len(order) - 1)]])
 
 
 def recall_at(attack: Floats, benign: Floats, rate: float) -> Share:

@@ -242,9 +242,10 @@ class Run:
         neutral = {"pooled": {f"{rate:g}": Threshold(0.5) for rate in calibrate.RATES}}
         self._manifest(calibration, neutral)
         rows = self.rows("calib")
-        scores = evaluate.score_rows(self.out, rows)
-        np.save(self.folder / "calib-scores.npy", scores.score)
-        return calibrate.fit_thresholds(scores.score, rows)
+        path = self.folder / "calib-scores.npy"
+        if not path.exists():
+            np.save(path, evaluate.score_rows(self.out, rows).score)
+        return calibrate.fit_thresholds(np.load(path), rows)
 
     def finish(self, calibration: Calibration, thresholds: dict[str, dict[str, Threshold]]) -> Path:
         """Evaluate on calib and dev, write manifest and card, move the artifact into place."""
@@ -272,7 +273,7 @@ class Run:
         return artifact.write_manifest(
             self.out,
             name=self.options.name,
-            base=f"{BASE}, {self.options.layers} layers, {self.options.vocabulary} pieces",
+            base=f"{BASE}, {self.options.layers} layers, {len(np.load(self.folder / 'kept.npy'))} pieces",
             max_tokens=encode.MAX_TOKENS,
             overlap=encode.OVERLAP,
             dimensions=self.e5.hidden,

@@ -239,6 +239,25 @@ def test_the_threshold_leaves_at_most_the_stated_share_of_benign_scores_above() 
         assert (scores > metrics.threshold_at(scores, rate)).mean() <= rate
 
 
+def test_a_weighted_threshold_leaves_at_most_the_stated_share_of_the_weight_above() -> None:
+    rng = np.random.default_rng(0)
+    scores = rng.random(1_000)
+    even = np.ones(1_000)
+    for rate in (0.1, 0.01, 0.001):
+        assert metrics.threshold_at(scores, rate, even) == metrics.threshold_at(scores, rate)
+    weight = np.where(scores > 0.9, 0.1, 1.0)
+    threshold = metrics.threshold_at(scores, 0.01, weight)
+    assert weight[scores > threshold].sum() <= 0.01 * weight.sum()
+    assert threshold < metrics.threshold_at(scores, 0.01)
+
+
+def test_rows_made_to_look_like_attacks_count_less_for_a_threshold() -> None:
+    rows = [Row(text="t", label=0, source="written_calm" if number < 20 else "clinc") for number in range(1_000)]
+    scores = np.linspace(1.0, 0.0, 1_000)
+    found = calibrate.fit_thresholds(scores, rows)["pooled"]["0.01"].threshold
+    assert found == pytest.approx(scores[20 + int(0.01 * (980 + 6) - 6)], abs=2e-3)
+
+
 def test_area_under_the_curve_counts_ties_half() -> None:
     assert metrics.auc(np.array([1.0, 1.0]), np.array([0.0, 0.0])) == 1.0
     assert metrics.auc(np.array([0.5]), np.array([0.5])) == 0.5
