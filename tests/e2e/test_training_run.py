@@ -95,7 +95,7 @@ def test_a_second_run_keeps_what_the_first_one_made(run: Path, monkeypatch: pyte
     def forbidden(*_: object, **__: object) -> None:
         raise AssertionError("trained again")
 
-    monkeypatch.setattr(pipeline.fit, "fit", forbidden)
+    monkeypatch.setattr(pipeline, "learn", forbidden)
     before = json.loads((run / "models" / "tiny" / "manifest.json").read_text())
     arguments = ["--run", str(run / "run"), "--models", str(run / "models"), "--name", "tiny", *SMALL]
     assert pipeline.main(arguments) == 0
