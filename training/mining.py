@@ -7,11 +7,13 @@ of what training on a window costs, so a scored share that keeps its hardest qua
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from training.corpus import BENIGN
@@ -45,24 +47,36 @@ def score(
     candidates = rng.permutation(np.flatnonzero(pool & (windows.label == BENIGN)))
     candidates = candidates[: round(len(candidates) * share)]
     left = candidates[np.isnan(scores[candidates])]
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model.to(device).eval()
-    shelf = OnDevice(windows, pad_id, device)
-    times = 1 if device.type == "cpu" else 16
     saved = time.monotonic()
-    with tqdm(total=len(left), desc="mining", unit="window", mininterval=10) as bar, torch.inference_mode():
-        for batch in batches(windows.lengths[left], BATCH_TOKENS * times, BATCH_WINDOWS * times, rng):
-            chosen = left[batch]
-            with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16_pays(device.type)):
-                logits, _ = model(*shelf.batch(alone(chosen)))
+    with tqdm(total=len(left), desc="mining", unit="window", mininterval=10) as bar:
+        for chosen, logits in judged(model, windows, left, pad_id, rng):
             scores[chosen] = 1.0 - logits.softmax(1)[:, BENIGN].cpu().numpy()
             bar.update(len(chosen))
             if time.monotonic() - saved > SAVE_EVERY_S:
                 _save(scores, path)
                 saved = time.monotonic()
     _save(scores, path)
-    model.to("cpu")
     return scores
+
+
+def judged(
+    model: FirewallModel,
+    windows: Windows,
+    chosen: npt.NDArray[np.int64],
+    pad_id: int,
+    rng: np.random.Generator,
+) -> Iterator[tuple[npt.NDArray[np.int64], Tensor]]:
+    """The chosen windows batch by batch: their indices, and their logits float32 (n, labels) on the device."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model.to(device).eval()
+    shelf = OnDevice(windows, pad_id, device)
+    times = 1 if device.type == "cpu" else 16
+    for batch in batches(windows.lengths[chosen], BATCH_TOKENS * times, BATCH_WINDOWS * times, rng):
+        ids, mask = shelf.batch(alone(chosen[batch]))
+        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bfloat16_pays(device.type)):
+            logits, _ = model(ids, mask)
+        yield chosen[batch], logits
+    model.to("cpu")
 
 
 def hardest(scores: npt.NDArray[np.float32], keep: float = KEEP) -> npt.NDArray[np.bool_]:

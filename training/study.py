@@ -26,8 +26,7 @@ from training.corpus import BENIGN
 from training.e5_file import E5
 from training.learn import Parcel, unpack
 from training.metrics import auc, recall_at
-from training.precision import bfloat16_pays
-from training.windows import OnDevice, Windows, alone, batches, load
+from training.windows import Windows, load
 
 log = logging.getLogger(__name__)
 
@@ -86,13 +85,13 @@ def run(trial: Trial, e5: E5, parcel: Parcel, windows: Windows, calib: Windows, 
     made = model.warm_start(e5, range(len(e5.pieces)), parcel.course.layers)
     with tempfile.TemporaryDirectory() as scratch:
         figures = fit.fit(made, chosen, None, Path(scratch), options, e5.pad_id, always[~left])
-    attack, scores = by_text(calib, score(made, calib, np.arange(len(calib)), e5.pad_id))
+    attack, scores = by_text(calib, score(made, calib, e5.pad_id))
     found: dict[str, Any] = {"kind": trial.kind, "steps": figures["steps"], "windows": int((~left).sum())}
     found["calib"] = _figures(scores[attack], scores[~attack])
     if trial.kind == "left out":
         plain = np.asarray([":" not in name and not name.endswith("+") for name in parcel.origins])
         unseen = _only(windows, left & plain[np.asarray(parcel.origin)])
-        attacks, of_unseen = by_text(unseen, score(made, unseen, np.arange(len(unseen)), e5.pad_id))
+        attacks, of_unseen = by_text(unseen, score(made, unseen, e5.pad_id))
         found["unseen"] = _figures(of_unseen[attacks], scores[~attack])
     return found
 
@@ -107,21 +106,12 @@ def by_text(windows: Windows, scores: npt.NDArray[np.float64]) -> tuple[npt.NDAr
     return attack, highest
 
 
-def score(
-    made: model.FirewallModel, windows: Windows, chosen: npt.NDArray[np.int64], pad_id: int
-) -> npt.NDArray[np.float64]:
-    """Log odds of an attack, float64 (n,) over all windows; NaN where not chosen."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    made.to(device).eval()
-    shelf = OnDevice(windows, pad_id, device)
-    scores = np.full(len(windows), np.nan)
-    size = mining.BATCH_TOKENS if device.type == "cpu" else 16 * mining.BATCH_TOKENS
-    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bfloat16_pays(device.type)):
-        for batch in batches(windows.lengths[chosen], size, size // 32, np.random.default_rng(0)):
-            logits, _ = made(*shelf.batch(alone(chosen[batch])))
-            others = torch.cat([logits[:, :BENIGN], logits[:, BENIGN + 1 :]], 1).logsumexp(1)
-            scores[chosen[batch]] = (others - logits[:, BENIGN]).cpu().numpy()
-    made.to("cpu")
+def score(made: model.FirewallModel, windows: Windows, pad_id: int) -> npt.NDArray[np.float64]:
+    """Log odds of an attack, float64 (n,)."""
+    scores = np.empty(len(windows))
+    for chosen, logits in mining.judged(made, windows, np.arange(len(windows)), pad_id, np.random.default_rng(0)):
+        others = torch.cat([logits[:, :BENIGN], logits[:, BENIGN + 1 :]], 1).logsumexp(1)
+        scores[chosen] = (others - logits[:, BENIGN]).cpu().numpy()
     return scores
 
 

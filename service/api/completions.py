@@ -6,6 +6,7 @@ place of a message; `chat_reply` reads both.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from service.api import strict_json
@@ -37,10 +38,7 @@ _QUIET_OPTIONS = frozenset({"include_usage", "include_obfuscation"})
 
 def handler(gateway: Gateway, server: Server, *, open_mode: bool) -> Handler:
     """`POST /v1/completions`."""
-
-    def parse(body: bytes, server: Server) -> Call:
-        return parse_request(body, server, gateway.tenancy.decode)
-
+    parse = partial(parse_request, decode=gateway.tenancy.decode)
     return endpoint(CompletionsWire(), parse, gateway.serve, server, open_mode=open_mode)
 
 

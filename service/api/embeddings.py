@@ -10,6 +10,7 @@ import binascii
 import math
 import struct
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from service.api.asgi import Handler, endpoint
@@ -36,10 +37,7 @@ _MAX_COMPONENT = 10**7  # a larger number has the digits of a text
 
 def handler(gateway: Gateway, server: Server, *, open_mode: bool) -> Handler:
     """`POST /v1/embeddings`."""
-
-    def parse(body: bytes, server: Server) -> Call:
-        return parse_request(body, server, gateway.tenancy.decode)
-
+    parse = partial(parse_request, decode=gateway.tenancy.decode)
     return endpoint(EmbeddingsWire(), parse, gateway.serve, server, open_mode=open_mode)
 
 
