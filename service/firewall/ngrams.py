@@ -180,7 +180,7 @@ class _Grams:
         found, whose = found[order], np.frombuffer(numbers, np.uint32)[order]
         kept = np.flatnonzero(np.concatenate(([True], found[1:] != found[:-1]))) if len(found) else order
         self._hashes = np.ascontiguousarray(found[kept])
-        self._sorted = memoryview(self._hashes)
+        self._sorted = memoryview(self._hashes.data)
         self._numbers = whose[kept]
         self._owners = owners
         self._shared: dict[int, Owners] = {}

@@ -8,7 +8,7 @@ import msgspec
 
 
 class Owner(msgspec.Struct, frozen=True):
-    """Whose pattern it is. `disguise` is one of those that `patterns.DISGUISES` names; `tenant` is empty for every tenant."""
+    """Whose text it is. `disguise` is one that `patterns.DISGUISES` names; `tenant` is empty for every tenant."""
 
     name: str
     kind: Literal["secret", "prompt"]

@@ -42,7 +42,7 @@ class Secret(msgspec.Struct, frozen=True):
 
 
 class PatternIndex:
-    """Patterns of one projection, shared by all replies. `gone` are ids of secrets that are not to be found any more."""
+    """Patterns of one projection, shared by all replies. `gone` are ids of secrets that are no longer to be found."""
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class PatternIndex:
         self.form: Form = form
         self._secrets = secrets
         self._heads = heads
-        self._sorted = memoryview(heads)
+        self._sorted = memoryview(heads.data)
         self._owners = owners
         self._numbers = numbers
         self._gone = gone
@@ -187,8 +187,8 @@ def build(secrets: Sequence[Secret], gone: Set[str]) -> tuple[PatternIndex, ...]
                     known.add(each)
                     collected[each[0]].add(each[1], owner, number)
     made: list[PatternIndex] = []
-    for form, each in collected.items():
-        keys, owners, numbers = each.arrays()
+    for form, patterns in collected.items():
+        keys, owners, numbers = patterns.arrays()
         if not len(keys):
             continue
         index = PatternIndex(form, secrets, keys[:, 0], owners, numbers, gone)

@@ -170,9 +170,14 @@ class PatternTracker:
         return found
 
 
-def _utf16(value: str) -> Iterable[bytes]:
-    raw = value.encode("utf-16-be")
-    return (raw[at : at + 2] for at in range(0, len(raw), 2))
+class _Codes(dict[int, str]):
+    """The number of each character, in digits."""
+
+    def __missing__(self, code: int) -> str:
+        return str(code)
+
+
+_CODES = _Codes({code: str(code) for code in range(256)})
 
 
 def _base64(encode: Callable[[bytes], bytes], shift: int) -> Callable[[str], str]:
@@ -202,11 +207,11 @@ DISGUISES: tuple[tuple[str, Callable[[str], str]], ...] = (
     ("escaped", lambda value: json.dumps(value)[1:-1]),
     ("escaped", lambda value: json.dumps(value, ensure_ascii=False)[1:-1]),
     # In \u0073, &#115; and lists of codes only the letters and digits count.
-    ("escaped", lambda value: "".join(f"u{unit.hex()}" for unit in _utf16(value))),
-    ("codes", lambda value: "".join(str(ord(char)) for char in value)),
+    ("escaped", lambda value: "u" + value.encode("utf-16-be").hex("-", 2).replace("-", "u")),
+    ("codes", lambda value: value.translate(_CODES)),
     ("hex", lambda value: value.encode().hex()),
-    ("hex", lambda value: "".join(f"0x{byte:02x}" for byte in value.encode())),
-    ("hex", lambda value: "".join(f"x{byte:02x}" for byte in value.encode())),
+    ("hex", lambda value: "0x" + value.encode().hex("-").replace("-", "0x")),
+    ("hex", lambda value: "x" + value.encode().hex("-").replace("-", "x")),
     *(
         ("base64", _base64(encode, shift))
         for shift in range(3)
@@ -223,7 +228,7 @@ def disguises(value: str) -> Iterable[tuple[str, str]]:
 
 
 def written(value: str, number: int) -> Iterable[tuple[Form, str]]:
-    """(form, pattern) of a secret in the disguise with this number. Nothing where that is too short to be looked for."""
+    """(form, pattern) of a secret in the disguise of this number. Nothing where that is too short to look for."""
     disguise, write = DISGUISES[number]
     text = write(value)
     letters = project(text, LETTERS)

@@ -215,6 +215,10 @@ class ReplyJudge:
         state.trim()
         return text
 
+    def doubt(self) -> None:
+        """Not all that the reply should be compared with is known: the verdict says that it was not judged."""
+        self._unjudged = True
+
     @property
     def blocked(self) -> bool:
         """Whether nothing more of this reply may leave."""
@@ -272,9 +276,7 @@ class ReplyJudge:
     def _take_words(self, state: Channel, tokens: list[Token]) -> list[_Sighting]:
         if self._by_sentence:
             state.tokens += tokens
-        return [
-            (owners, "verbatim", first, last) for runs in state.runs for owners, first, last in runs.feed(tokens)
-        ]
+        return [(owners, "verbatim", first, last) for runs in state.runs for owners, first, last in runs.feed(tokens)]
 
     def _told(self, found: list[_Sighting]) -> list[_Match]:
         """As matches. What is also this tenant's own, or everyone's, is no other's."""
@@ -285,7 +287,9 @@ class ReplyJudge:
             told = owner or owners[0]
             detail = f"{told.name}, {how or told.disguise}"
             if owner is None:
-                others.append(_Match("cross_tenant", start, end, f"{told.tenant}: {detail}", words=told.kind == "prompt"))
+                others.append(
+                    _Match("cross_tenant", start, end, f"{told.tenant}: {detail}", words=told.kind == "prompt")
+                )
             else:
                 matches.append(_Match("leak.secret" if told.kind == "secret" else "leak.prompt", start, end, detail))
         own = [(match.start, match.end) for match in matches]

@@ -59,7 +59,9 @@ def test_secrets_that_begin_alike_for_long_are_told_apart() -> None:
 def test_many_words_are_kept_in_arrays_that_answer_as_a_dictionary_does(monkeypatch: object) -> None:
     rng = random.Random(3)
     vocabulary = [f"w{number}" for number in range(40)]
-    prompts = [(Owner(f"p{n}", "prompt", "", f"t{n % 3}"), words(" ".join(rng.choices(vocabulary, k=60)))) for n in range(9)]
+    prompts = [
+        (Owner(f"p{n}", "prompt", "", f"t{n % 3}"), words(" ".join(rng.choices(vocabulary, k=60)))) for n in range(9)
+    ]
     prompts.append((Owner("again", "prompt", "", "other"), prompts[0][1]))
     plain = Fingerprint(prompts)
     monkeypatch.setattr("service.firewall.ngrams._MANY", 1)  # type: ignore[attr-defined]

@@ -9,7 +9,8 @@ import pytest
 
 from service.errors import ConfigError
 from service.firewall import protected
-from service.firewall.protected import ProtectedText, ProtectedTexts, registered
+from service.firewall.protected import ProtectedText, ProtectedTexts
+from service.firewall.registration import registered
 from service.firewall.stream import ReplyJudge
 from service.settings import Leakage, Protected, Settings
 
@@ -19,7 +20,7 @@ SECRET = "tr0ub4dor-and-three"
 def test_a_value_is_read_from_the_environment_and_from_a_file_without_its_last_newline(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "key.txt").write_bytes(b"\xef\xbb\xbf  file secret\n\r\n")
+    (tmp_path / "key.txt").write_bytes(b"\xef\xbb\xbf  file secret 4711\n\r\n")
     monkeypatch.setenv("SECRET_A", SECRET + "\n")
     settings = Settings(
         folder=tmp_path,
@@ -30,7 +31,7 @@ def test_a_value_is_read_from_the_environment_and_from_a_file_without_its_last_n
     )
     first, second = registered(settings)
     assert (first.value, first.tenant) == (SECRET, "")
-    assert (second.value, second.tenant) == ("  file secret\n", "acme")
+    assert (second.value, second.tenant) == ("  file secret 4711\n", "acme")
 
 
 @pytest.mark.parametrize("value", ["", "short", "a b c d e f", "\u200b" * 20 + "1234567"])
@@ -168,10 +169,17 @@ async def test_texts_that_are_added_and_removed_are_found_and_no_longer_found_in
         return (await judged(texts, "acme", stored(number).value)).blocked
 
     texts.merge([stored(number) for number in range(50)])
+    assert texts.needs_compacting
+    texts.compact()
+    assert not texts.needs_compacting
     assert [await found(number) for number in (0, 49, 50)] == [True, True, False]
     texts.merge([stored(50)], ["id49", "id0"])
     assert [await found(number) for number in (0, 1, 49, 50)] == [False, True, False, True]
     texts.merge([], [f"id{number}" for number in range(1, 40)])  # so many that all is built anew
     assert [await found(number) for number in (1, 39, 40, 50)] == [False, False, True, True]
+    texts.compact()
+    assert [await found(number) for number in (1, 39, 40, 50)] == [False, False, True, True]
+    texts.merge([], ["id50"])
+    assert not await found(50)
     assert (await judged(texts, "acme", "for-everyone")).blocked
-    assert len(texts) == 11
+    assert len(texts) == 10
