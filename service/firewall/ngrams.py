@@ -184,8 +184,10 @@ class _Grams:
         self._numbers = whose[kept]
         self._owners = owners
         self._shared: dict[int, Owners] = {}
-        for first, last in zip(kept, [*kept[1:], len(found)], strict=True):
-            if last - first > 1 and len({owners[number][0].tenant for number in whose[first:last]}) > 1:
+        lasts = np.append(kept[1:], len(found))
+        several = np.flatnonzero(lasts - kept > 1)
+        for first, last in zip(kept[several].tolist(), lasts[several].tolist(), strict=True):
+            if len({owners[number][0].tenant for number in whose[first:last]}) > 1:
                 together: Owners = ()
                 for number in whose[first:last]:
                     together = joined(together, owners[number][0])
@@ -220,7 +222,9 @@ class Fingerprint:
         sizes = (2, _SHORT, _LONG)
         hashes = {size: array("q") for size in sizes}
         numbers = {size: array("I") for size in sizes}
+        self.size = 0  # words of all of them
         for owner, tokens in prompts:
+            self.size += len(tokens)
             spelled = [sys.intern(token.word) for token in tokens]
             self.singles.update(spelled)
             for size in sizes:

@@ -9,6 +9,7 @@ which keeps both order and beginnings.
 
 from __future__ import annotations
 
+from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence, Set
 from itertools import chain
@@ -18,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from service.firewall.owners import Owner, Owners
-from service.firewall.patterns import DISGUISES, LETTERS, VISIBLE, Form, written
+from service.firewall.patterns import DISGUISES, LETTERS, VISIBLE, Form, patterns_of, written
 
 HEAD = 8
 _COLUMNS = 4
@@ -180,9 +181,14 @@ def build(secrets: Sequence[Secret], gone: Set[str]) -> tuple[PatternIndex, ...]
     """
     collected: dict[Form, _Collected] = {LETTERS: _Collected(), VISIBLE: _Collected()}
     for owner, secret in enumerate(secrets):
+        seen: set[str] = set()
         known: set[tuple[Form, str]] = set()
-        for number in range(len(DISGUISES)):
-            for each in written(secret.value, number):
+        for number, (disguise, write) in enumerate(DISGUISES):
+            text = write(secret.value)
+            if text in seen:
+                continue
+            seen.add(text)
+            for each in patterns_of(text, disguise):
                 if each not in known:
                     known.add(each)
                     collected[each[0]].add(each[1], owner, number)
@@ -203,7 +209,7 @@ class _Collected:
 
     def __init__(self) -> None:
         self._keys = bytearray()
-        self._owners: list[int] = []
+        self._owners = array("I")
         self._numbers = bytearray()
 
     def add(self, pattern: str, owner: int, number: int) -> None:
@@ -213,7 +219,7 @@ class _Collected:
 
     def arrays(self) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint32], npt.NDArray[np.uint8]]:
         keys = np.frombuffer(self._keys, ">u8").reshape(-1, _COLUMNS).astype(np.uint64)
-        return keys, np.asarray(self._owners, np.uint32), np.frombuffer(self._numbers, np.uint8)
+        return keys, np.frombuffer(self._owners, np.uint32), np.frombuffer(self._numbers, np.uint8)
 
 
 def _order(index: PatternIndex, keys: npt.NDArray[np.uint64], rows: Rows, depth: int) -> Rows:

@@ -18,7 +18,7 @@ import codecs
 import json
 import unicodedata
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Literal
 from urllib.parse import quote
 
@@ -230,7 +230,11 @@ def disguises(value: str) -> Iterable[tuple[str, str]]:
 def written(value: str, number: int) -> Iterable[tuple[Form, str]]:
     """(form, pattern) of a secret in the disguise of this number. Nothing where that is too short to look for."""
     disguise, write = DISGUISES[number]
-    text = write(value)
+    return patterns_of(write(value), disguise)
+
+
+def patterns_of(text: str, disguise: str) -> Iterator[tuple[Form, str]]:
+    """(form, pattern) of a secret as it is written in a disguise."""
     letters = project(text, LETTERS)
     if len(letters) >= MIN_PATTERN:
         yield LETTERS, letters

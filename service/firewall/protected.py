@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import hashlib
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from functools import cached_property
 from itertools import chain
 from threading import Lock
@@ -37,7 +37,7 @@ _CACHED_WORDS = 100_000
 # Values found clean, kept for the next reply: models, versions, the protocol's own constants.
 _CLEAN_VALUES = 64
 OWN_PROMPT = "system prompt"
-MAX_RECENT = 1_000
+MAX_RECENT = 200
 """Texts that may be added or removed before everything is built anew; with fewer, there is nothing but an automaton."""
 _BULK = 4
 MAX_MEANT = 64
@@ -148,6 +148,7 @@ class RequestProtection:
 class _State(msgspec.Struct, frozen=True, eq=False):
     """What lookups see; replaced whole. `prompts` are by tenant; `tenants` are those that have texts of their own."""
 
+    named: Prints = Prints()
     base: Prints = Prints()
     recent: Prints = Prints()
     prompts: Mapping[str, tuple[str, ...]] = {}
@@ -204,7 +205,7 @@ class ProtectedTexts:
                 raise ConfigError(f"protected {text.name!r}: too short to be looked for")
         with self._lock:
             self._named = named
-            self._rebuild()
+            self._rebuild(named=prints_of(named))
 
     def merge(self, added: Iterable[ProtectedText], removed: Iterable[str] = ()) -> None:
         """Texts with ids of their own that are new, and ids of those that are no more. Slow for many: see `compact`."""
@@ -233,16 +234,17 @@ class ProtectedTexts:
                 self._in_base = frozenset(stored)
                 gone.update(stored.keys() - self._stored.keys())
                 self._gone = gone
-                self._rebuild(base)
+                self._rebuild(base=base)
 
-    def _rebuild(self, base: Prints | None = None) -> None:
+    def _rebuild(self, *, named: Prints | None = None, base: Prints | None = None) -> None:
         recent = [text for each, text in self._stored.items() if each not in self._in_base]
         prompts: dict[str, tuple[str, ...]] = {}
         for text in chain(self._named, self._stored.values()):
             if text.kind == "prompt" and len(prompts.setdefault(text.tenant, ())) < MAX_MEANT:
                 prompts[text.tenant] += (text.value,)
         tenants = frozenset(text.tenant for text in chain(self._named, self._stored.values()))
-        self._state = _State(base or self._state.base, prints_of([*self._named, *recent]), prompts, tenants)
+        state = self._state
+        self._state = _State(named or state.named, base or state.base, prints_of(recent), prompts, tenants)
         self.version += 1
 
     def for_request(
@@ -253,7 +255,7 @@ class ProtectedTexts:
         own = {text: self._own(text) for text in system_texts if text}
         prompts = [*state.prompts.get("", ()), *(state.prompts.get(tenant, ()) if tenant else ())]
         prompts += [text for text, prints in own.items() if prints.tells]
-        groups = [group for group in (state.recent, state.base) if group.patterns or group.fingerprint]
+        groups = [group for group in (state.named, state.recent, state.base) if group.patterns or group.fingerprint]
         others = any(name not in ("", tenant) for name in state.tenants)
         return RequestProtection([*groups, *own.values()], user_texts, tenant, prompts, guards_others=others)
 
@@ -280,39 +282,45 @@ def prints_of(texts: Iterable[ProtectedText], gone: Set[str] = frozenset(), *, m
     `many`: secrets go into a compact index, where ids in `gone` are not found, not into an automaton.
     """
     patterns: dict[Form, dict[str, Owners]] = {LETTERS: {}, VISIBLE: {}}
-    long: list[tuple[Owner, list[Token]]] = []
     secrets: list[Secret] = []
+    prompts: list[ProtectedText] = []
     tells = False
     for text in texts:
-        if text.kind == "secret":
-            if many:
-                secrets.append(Secret(text.id, text.name, text.tenant, text.value))
-                continue
+        if text.kind == "prompt":
+            weight = sum(token.weight for token in words(text.value))
+            if weight >= RUN_WEIGHT:
+                prompts.append(text)
+            elif _says_enough(text.value, weight):
+                tells = True
+                for disguise, written in disguises(text.value):
+                    if len(letters := project(written, LETTERS)) >= MIN_PATTERN:
+                        found = "whole" if disguise == "exact" else disguise
+                        _own_pattern(patterns[LETTERS], letters, Owner(text.name, "prompt", found, text.tenant))
+        elif many:
+            secrets.append(Secret(text.id, text.name, text.tenant, text.value))
+        else:
             for form, pattern, owner in secret_patterns(text.name, text.value, text.tenant):
                 _own_pattern(patterns[form], pattern, owner)
-            continue
-        tokens = words(text.value)
-        weight = sum(token.weight for token in tokens)
-        tells = tells or weight >= RUN_WEIGHT or _says_enough(text.value, weight)
-        if weight >= RUN_WEIGHT:
-            # Disguises by letters are other texts to look for; those by bytes are undone in the reply (`EncodedRuns`).
-            for how, written in (
-                (", reversed", words(text.value[::-1])),
-                (", rot13", words(codecs.encode(text.value, "rot13"))),
-                ("", tokens),
-            ):
-                long.append((Owner(text.name + how, "prompt", "verbatim", text.tenant), written))
-        elif _says_enough(text.value, weight):
-            for disguise, written_so in disguises(text.value):
-                if len(letters := project(written_so, LETTERS)) >= MIN_PATTERN:
-                    found = "whole" if disguise == "exact" else disguise
-                    _own_pattern(patterns[LETTERS], letters, Owner(text.name, "prompt", found, text.tenant))
+    # One after the other: the words of very many prompts at once would take gigabytes.
+    fingerprint = Fingerprint(each for prompt in prompts for each in _turned(prompt)) if prompts else None
     return Prints(
         (*(PatternSet(form, entries) for form, entries in patterns.items() if entries), *build(secrets, gone)),
-        Fingerprint(long) if long else None,
-        100 + sum(len(tokens) for _, tokens in long),
-        tells,
+        fingerprint,
+        100 + (fingerprint.size if fingerprint else 0),
+        tells or bool(prompts),
     )
+
+
+def _turned(prompt: ProtectedText) -> Iterator[tuple[Owner, list[Token]]]:
+    """A prompt's words, and those of its disguises by letters; those by bytes are undone in the reply
+    (`EncodedRuns`). The plain one comes last: where several hold a run, it gives the name.
+    """
+    for how, written in (
+        (", reversed", prompt.value[::-1]),
+        (", rot13", codecs.encode(prompt.value, "rot13")),
+        ("", prompt.value),
+    ):
+        yield Owner(prompt.name + how, "prompt", "verbatim", prompt.tenant), words(written)
 
 
 def _own_pattern(patterns: dict[str, Owners], pattern: str, owner: Owner) -> None:
