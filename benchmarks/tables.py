@@ -258,8 +258,8 @@ def _protected(figures: dict[str, Any]) -> list[str]:
     return [
         f"Texts of four tenants, all looked for in every reply: secrets of 40 characters, prompts of "
         f"{figures['prompt_words']} words. *Withheld*: replies that tell one, a secret in a disguise of chance, "
-        f"stopped before its first character. A piece has {figures['piece_chars']} characters. *Add*: until one more is "
-        "looked for. *Pause*: the longest that the event loop stands still while all is built anew beside it.",
+        f"stopped before its first character. A piece has {figures['piece_chars']} characters. *Add*: until one more "
+        "is looked for. *Pause*: the longest that the event loop stands still while all is built anew beside it.",
         table(
             ("Texts", "build s", "memory MB", "ms per piece p50 / p95 / p99", "withheld", "add ms", "pause ms"),
             [

@@ -100,6 +100,8 @@ def _serve(options: argparse.Namespace) -> int:
 
 
 def _check_config(options: argparse.Namespace) -> int:
+    from service.firewall.registration import false_alarms, registered, warning_of
+
     settings = config.load(options.config)
     _check_parts(settings)
     lines = [
@@ -115,6 +117,9 @@ def _check_config(options: argparse.Namespace) -> int:
         f"storage     {settings.storage.url}; counters {settings.counters.url}",
     ]
     print("ok", *lines, sep="\n  ")
+    for text in registered(settings):
+        if warning := warning_of(false_alarms(text)):
+            print(f"semantic-firewall: warning: protected {text.name!r}: {warning}", file=sys.stderr)
     return 0
 
 

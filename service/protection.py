@@ -220,13 +220,17 @@ class Watch:
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(CACHE_S)
-            try:
-                await self.refresh()
-            except Unsealable as error:
-                self._fail(error, error.text_id)
-            except Exception as error:
-                if self._clock() - self._read_at > PATIENCE_S:
-                    self._fail(error)
+            await self.look()
+
+    async def look(self) -> None:
+        """Take in what has changed, or note that it cannot be read."""
+        try:
+            await self.refresh()
+        except Unsealable as error:
+            self._fail(error, error.text_id)
+        except Exception as error:
+            if self._clock() - self._read_at > PATIENCE_S:
+                self._fail(error)
 
     def _fail(self, error: Exception, text_id: str = "") -> None:
         if not self._texts.stale:

@@ -242,7 +242,7 @@ class ProtectedTexts:
         for text in chain(self._named, self._stored.values()):
             if text.kind == "prompt" and len(prompts.setdefault(text.tenant, ())) < MAX_MEANT:
                 prompts[text.tenant] += (text.value,)
-        tenants = frozenset(text.tenant for text in chain(self._named, self._stored.values()))
+        tenants = frozenset(text.tenant for text in chain(self._named, self._stored.values()) if text.tenant)
         state = self._state
         self._state = _State(named or state.named, base or state.base, prints_of(recent), prompts, tenants)
         self.version += 1
@@ -256,7 +256,7 @@ class ProtectedTexts:
         prompts = [*state.prompts.get("", ()), *(state.prompts.get(tenant, ()) if tenant else ())]
         prompts += [text for text, prints in own.items() if prints.tells]
         groups = [group for group in (state.named, state.recent, state.base) if group.patterns or group.fingerprint]
-        others = any(name not in ("", tenant) for name in state.tenants)
+        others = len(state.tenants) > (tenant in state.tenants)
         return RequestProtection([*groups, *own.values()], user_texts, tenant, prompts, guards_others=others)
 
     def _own(self, text: str) -> Prints:
