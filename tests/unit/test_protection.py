@@ -86,7 +86,7 @@ def test_entropy_is_that_of_what_says_something_new(value: str, least: float, mo
 
 
 def test_a_text_of_ordinary_words_is_told_by_how_many_ordinary_texts_it_stands_in() -> None:
-    common = false_alarms(ProtectedText("x", "secret", "", "in the morning"))
+    common = false_alarms(ProtectedText("x", "secret", "", "the first"))
     assert 0 < common.hits < common.texts
     assert false_alarms(ProtectedText("x", "secret", "", SECRET)).hits == 0
     sentence = Path(registration.__file__).with_name("ordinary.txt").read_text(encoding="utf-8").splitlines()[60]
@@ -140,4 +140,7 @@ async def test_a_watch_follows_what_another_registry_adds_and_removes(store: Sto
 def test_a_served_process_leaves_no_core_file() -> None:
     code = "from service.serving import forbid_dumps; import resource; forbid_dumps(); "
     code += "print(resource.getrlimit(resource.RLIMIT_CORE))"
-    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip() == "(0, 0)"
+    assert (
+        subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
+        == "(0, 0)"
+    )
