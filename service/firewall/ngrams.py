@@ -12,7 +12,7 @@ import sys
 import unicodedata
 from array import array
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Container, Iterable, Sequence, Set
 from typing import Any
 
 import msgspec
@@ -171,6 +171,18 @@ def words(text: str) -> list[Token]:
     return reader.feed(text, 0) + reader.finish()
 
 
+class _Hashes:
+    """Hashes of n-grams, sorted in an array."""
+
+    def __init__(self, hashes: array[int]) -> None:
+        self._hashes = np.unique(np.frombuffer(hashes, np.int64))
+        self._sorted = memoryview(self._hashes.data)
+
+    def __contains__(self, gram: Any) -> bool:
+        at = bisect_left(self._sorted, gram)
+        return at < len(self._sorted) and self._sorted[at] == gram
+
+
 class _Grams:
     """Hashes of n-grams and whose they are, sorted in arrays: 12 bytes each, where a dictionary takes a hundred."""
 
@@ -219,23 +231,25 @@ class Fingerprint:
         self.heads: set[str] = set()
         self.singles: set[str] = set()
         owners: list[Owners] = []
-        sizes = (2, _SHORT, _LONG)
-        hashes = {size: array("q") for size in sizes}
+        sizes = (_SHORT, _LONG)
+        hashes = {size: array("q") for size in (2, *sizes)}
         numbers = {size: array("I") for size in sizes}
         self.size = 0  # words of all of them
         for owner, tokens in prompts:
             self.size += len(tokens)
             spelled = [sys.intern(token.word) for token in tokens]
             self.singles.update(spelled)
+            hashes[2].extend(grams(spelled, 2))
             for size in sizes:
                 found = grams(spelled, size)
                 hashes[size].extend(found)
                 numbers[size].extend([len(owners)] * len(found))
             owners.append((owner,))
-        self.pairs, self.shorts, self.longs = (
-            _Grams(hashes[size], numbers[size], owners)
-            if len(hashes[2]) >= _MANY
-            else _in_dictionary(hashes[size], numbers[size], owners)
+        many = len(hashes[2]) >= _MANY
+        # Of two words in a row nobody is the owner: they only say that a run may go on.
+        self.pairs: Container[int] = _Hashes(hashes[2]) if many else set(hashes[2])
+        self.shorts, self.longs = (
+            _Grams(hashes[size], numbers[size], owners) if many else _in_dictionary(hashes[size], numbers[size], owners)
             for size in sizes
         )
         self.wide = any(not word.isascii() for word in self.singles)

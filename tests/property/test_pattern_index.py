@@ -66,7 +66,9 @@ def test_many_words_are_kept_in_arrays_that_answer_as_a_dictionary_does(monkeypa
     plain = Fingerprint(prompts)
     monkeypatch.setattr("service.firewall.ngrams._MANY", 1)  # type: ignore[attr-defined]
     packed = Fingerprint(prompts)
-    for small, large in ((plain.pairs, packed.pairs), (plain.shorts, packed.shorts), (plain.longs, packed.longs)):
+    assert all(pair in packed.pairs for pair in plain.pairs)  # type: ignore[attr-defined]
+    assert 12345 not in packed.pairs
+    for small, large in ((plain.shorts, packed.shorts), (plain.longs, packed.longs)):
         assert all({o.tenant for o in owners} == {o.tenant for o in large[gram]} for gram, owners in small.items())  # type: ignore[union-attr]
         assert 12345 not in large
         assert large.get(67890) is None
