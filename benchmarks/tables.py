@@ -251,6 +251,33 @@ def _leakage(figures: dict[str, Any]) -> list[str]:
     return sections
 
 
+# -- protected -------------------------------------------------------------------------------------------------------
+
+
+def _protected(figures: dict[str, Any]) -> list[str]:
+    return [
+        f"Texts of four tenants, all looked for in every reply: secrets of 40 characters, prompts of "
+        f"{figures['prompt_words']} words. *Withheld*: replies that tell one, a secret in a disguise of chance, "
+        f"stopped before its first character. A piece has {figures['piece_chars']} characters. *Add*: until one more "
+        "is looked for. *Pause*: the longest that the event loop stands still while all is built anew beside it.",
+        table(
+            ("Texts", "build s", "memory MB", "ms per piece p50 / p95 / p99", "withheld", "add ms", "pause ms"),
+            [
+                (
+                    f"{row['count']:,} {row['kind']}s",
+                    number(row["build_s"]),
+                    number(row["memory_mb"], 0),
+                    _three(row["piece_ms"]),
+                    percent(row["withheld"]),
+                    number(row["add_ms"], 0),
+                    number(row["pause_ms"], 0),
+                )
+                for row in figures["rows"]
+            ],
+        ),
+    ]
+
+
 # -- hostile ---------------------------------------------------------------------------------------------------------
 
 
@@ -360,6 +387,7 @@ _SECTIONS = {
     "overhead": _overhead,
     "hostile": _hostile,
     "leakage": _leakage,
+    "protected": _protected,
     "credentials": _credentials,
     "quota": _quota,
 }

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from time import perf_counter
 
 from service.errors import PayloadTooLarge, RunawayReply, StorageFailed, UpstreamInvalid, WireError, to_wire
-from service.firewall.verdict import Finding, Verdict, decide
+from service.firewall.verdict import Finding, Verdict, decide, told
 from service.interfaces import Call, Exchange, IssuedIds, Piece, Reply, StreamReader, Tenancy, Usage
 from service.ledger import Ledger
 from service.release import Release
@@ -214,7 +214,7 @@ def _findings(verdict: Verdict | None) -> Sequence[Finding]:
 def block_error(verdict: Verdict, request_id: str, what: str) -> WireError:
     """What a blocked caller is told: the category and the request id, never a score."""
     finding = verdict.decisive
-    category = finding.category if finding else "policy"
+    category = told(finding.category) if finding else "policy"
     pointer = finding.pointer if finding and what == "prompt" else None
     message = f"The {what} was blocked by the firewall: {category} (request {request_id})."
     if category == "oversize":

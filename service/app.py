@@ -30,6 +30,7 @@ from service.api import (
     scan,
 )
 from service.api.admin_door import TOKEN_VARIABLE, AdminDoor
+from service.api.admin_protected import AdminTexts
 from service.api.asgi import Handler, check_origin, sign_answer
 from service.api.chat_reply import ChatWire
 from service.api.messages_reply import MessagesWire
@@ -37,9 +38,11 @@ from service.api.messages_to_chat import ChatAsMessages
 from service.errors import NotFound, WireError, to_wire
 from service.firewall.injection import InjectionGuard
 from service.firewall.leakage import LeakageGuard
-from service.firewall.protected import ProtectedText, ProtectedTexts, registered
+from service.firewall.protected import ProtectedText, ProtectedTexts
+from service.firewall.registration import registered
 from service.gateway import Gateway
 from service.interfaces import Provider, Wire
+from service.protection import Registry, Watch
 from service.records.audit_log import AuditLog
 from service.records.database import database_path
 from service.records.row_writer import RowWriter
@@ -56,6 +59,7 @@ from service.tenancy.keys import Keys, load_root
 from service.tenancy.quota import Quota, counters_of
 from service.tenancy.tenants import Tenants
 from service.tenancy.tokens import TokenCounter
+from service.tenancy.vault import Vault
 from service.upstream.breaker import Breaker
 from service.upstream.client import HttpProvider, SharedSession
 from service.upstream.line import Line
@@ -207,9 +211,11 @@ def connect(settings: Settings) -> Parts:
     model = _Model(settings) if settings.detection.enabled or settings.leakage.stream != "exact" else None
     facts = model.facts if model else {}
     metrics.describe(**facts)
+    texts, vault = ProtectedTexts([*registered(settings), *_provider_keys(settings)]), Vault(root)
+    watch = Watch(store, vault, texts)
     replies = LeakageGuard(
         settings.leakage,
-        ProtectedTexts([*registered(settings), *_provider_keys(settings)]),
+        texts,
         model.batcher if model else None,
         model.artifact if model else None,
         digest=digest,
@@ -228,6 +234,7 @@ def connect(settings: Settings) -> Parts:
         "provider",
         {name: line.under_way for name, line in lines.items()},
     )
+    metrics.watch("protected_texts", "Texts that replies are compared with", texts.__len__)
     metrics.watch("reservations", "Reservations that are not settled", quota.in_flight)
     gateway = Gateway(
         tenancy=tenants,
@@ -244,12 +251,14 @@ def connect(settings: Settings) -> Parts:
 
     async def start() -> None:
         await store.open()
+        await watch.start()
         await counter.warm()
         quota.start()
         if model is not None:
             model.batcher.start()
 
     async def stop() -> None:
+        await watch.stop()
         await session.close()
         await audit.close()
         await rows.close()
@@ -264,8 +273,8 @@ def connect(settings: Settings) -> Parts:
         exposition=metrics.exposition,
         facts=facts,
         providers=lambda: {name: line.state for name, line in lines.items()},
-        admin=_admin(settings, keys, store, audit),
-        checks={"storage": store.ping, "counters": quota.ping},
+        admin=_admin(settings, keys, store, audit, Registry(store, vault), watch),
+        checks={"storage": store.ping, "counters": quota.ping, "protected": watch.ping},
         start=[start],
         stop=[stop],
     )
@@ -275,12 +284,15 @@ def _breaker_level(line: Line) -> float:
     return {"closed": 0.0, "half-open": 0.5, "open": 1.0}[line.state]
 
 
-def _admin(settings: Settings, keys: Keys, store: Store, audit: AuditLog) -> Handler | None:
+def _admin(
+    settings: Settings, keys: Keys, store: Store, audit: AuditLog, registry: Registry, watch: Watch
+) -> Handler | None:
     """The admin API where there is a token for it."""
     token = os.environ.get(TOKEN_VARIABLE, "").strip()
     if not token:
         return None
-    operations = admin.Admin(keys, store, Directory(settings, store))
+    tenants = Directory(settings, store)
+    operations = admin.Admin(keys, store, tenants, AdminTexts(registry, store, watch, tenants))
     is_open = settings.auth.mode == "open"
     return admin.handler(operations, AdminDoor(token), audit, settings.server, open_mode=is_open)
 

@@ -15,7 +15,7 @@ from typing import IO
 
 import msgspec
 
-from service import operators
+from service import operators, operators_protected
 from service import settings as config
 from service.errors import ConfigError, FirewallError
 from service.firewall.prompt import Role
@@ -64,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     scan.set_defaults(run=_scan)
 
     operators.add_commands(commands, configured)
+    operators_protected.add_commands(commands, configured)
 
     audit = commands.add_parser("audit", help="the record").add_subparsers(required=True, metavar="action")
     verify = audit.add_parser("verify", parents=[configured], help="check the database, running or stopped")
@@ -99,6 +100,8 @@ def _serve(options: argparse.Namespace) -> int:
 
 
 def _check_config(options: argparse.Namespace) -> int:
+    from service.firewall.registration import false_alarms, registered, warning_of
+
     settings = config.load(options.config)
     _check_parts(settings)
     lines = [
@@ -114,12 +117,15 @@ def _check_config(options: argparse.Namespace) -> int:
         f"storage     {settings.storage.url}; counters {settings.counters.url}",
     ]
     print("ok", *lines, sep="\n  ")
+    for text in registered(settings):
+        if warning := warning_of(false_alarms(text)):
+            print(f"semantic-firewall: warning: protected {text.name!r}: {warning}", file=sys.stderr)
     return 0
 
 
 def _check_parts(settings: Settings) -> None:
     """What only the parts themselves know to be wrong. Nothing is made or written. Raises ConfigError."""
-    from service.firewall.protected import registered
+    from service.firewall.registration import registered
     from service.records.database import database_path
     from service.tenancy import keys, quota
 

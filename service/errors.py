@@ -50,6 +50,16 @@ class ConfigError(FirewallError):
     code = "config_error"
 
 
+class Unsealable(ConfigError):
+    """A sealed text cannot be opened: sealed under another root, or altered. `text_id` names it."""
+
+    code = "unsealable"
+
+    def __init__(self, message: str, text_id: str) -> None:
+        super().__init__(message)
+        self.text_id = text_id
+
+
 class ArtifactError(FirewallError):
     """The model folder cannot be trusted; the message names the file."""
 

@@ -74,6 +74,9 @@ class Ledger:
         self.closing = True
         prompt_tokens, completion_tokens = await self._settle()
         row = self._row(prompt_tokens, completion_tokens)
+        if crossed := sum(finding.category == "cross_tenant" for finding in row.findings):
+            # Whose text it was and which stands in the record.
+            _log.error("cross_tenant", request_id=row.request_id, tenant=row.tenant, key_id=row.key_id, count=crossed)
         self._books.observe(row)
         await self._books.audit.write(row)
 

@@ -103,15 +103,15 @@ def _keys_create(options: argparse.Namespace) -> int:
         )
         return made.key
 
-    print(_with_store(settings, create, make=True))
+    print(with_store(settings, create, make=True))
     return 0
 
 
 def _keys_list(options: argparse.Namespace) -> int:
     from service.api.admin_shapes import key_shown
 
-    rows = _with_store(config.load(options.config), lambda store: store.list_keys(options.tenant))
-    return _print(key_shown(row) for row in rows)
+    rows = with_store(config.load(options.config), lambda store: store.list_keys(options.tenant))
+    return print_lines(key_shown(row) for row in rows)
 
 
 def _keys_rotate(options: argparse.Namespace) -> int:
@@ -125,12 +125,12 @@ def _keys_rotate(options: argparse.Namespace) -> int:
             raise ConfigError(f"there is no key {options.id!r} that is still good")
         return made.key
 
-    print(_with_store(settings, rotate))
+    print(with_store(settings, rotate))
     return 0
 
 
 def _keys_revoke(options: argparse.Namespace) -> int:
-    if not _with_store(config.load(options.config), lambda store: store.revoke_key(options.id, time.time())):
+    if not with_store(config.load(options.config), lambda store: store.revoke_key(options.id, time.time())):
         raise ConfigError(f"there is no key {options.id!r} that could be revoked")
     print(f"revoked {options.id}")
     return 0
@@ -143,16 +143,16 @@ def _tenants_list(options: argparse.Namespace) -> int:
     from service.api.admin_shapes import tenant_shown
 
     settings = config.load(options.config)
-    found = _with_store(settings, lambda store: Directory(settings, store).list(), make=True)
-    return _print(map(tenant_shown, found))
+    found = with_store(settings, lambda store: Directory(settings, store).list(), make=True)
+    return print_lines(map(tenant_shown, found))
 
 
 def _tenants_create(options: argparse.Namespace) -> int:
     from service.api.admin_shapes import tenant_shown
 
     settings, limits = config.load(options.config), change_limits(Limits(), dict(options.limit))
-    made = _with_store(settings, lambda store: Directory(settings, store).create(options.name, limits), make=True)
-    return _print([tenant_shown(made)])
+    made = with_store(settings, lambda store: Directory(settings, store).create(options.name, limits), make=True)
+    return print_lines([tenant_shown(made)])
 
 
 def _tenants_set(options: argparse.Namespace) -> int:
@@ -161,13 +161,13 @@ def _tenants_set(options: argparse.Namespace) -> int:
     settings = config.load(options.config)
 
     changes = dict(options.limit)
-    changed = _with_store(settings, lambda store: Directory(settings, store).change(options.name, changes))
-    return _print([tenant_shown(changed)])
+    changed = with_store(settings, lambda store: Directory(settings, store).change(options.name, changes))
+    return print_lines([tenant_shown(changed)])
 
 
 def _tenants_delete(options: argparse.Namespace) -> int:
     settings = config.load(options.config)
-    _with_store(settings, lambda store: Directory(settings, store).delete(options.name))
+    with_store(settings, lambda store: Directory(settings, store).delete(options.name))
     print(f"deleted {options.name}")
     return 0
 
@@ -177,14 +177,14 @@ def _usage(options: argparse.Namespace) -> int:
 
     end = time.time() + 1.0 if options.end is None else options.end
     begin = end - 30 * _DAY_S if options.begin is None else options.begin
-    rows = _with_store(config.load(options.config), lambda store: store.usage(options.tenant, begin, end))
-    return _print(map(usage_shown, rows))
+    rows = with_store(config.load(options.config), lambda store: store.usage(options.tenant, begin, end))
+    return print_lines(map(usage_shown, rows))
 
 
 # -- the frame -------------------------------------------------------------------------------------------------------
 
 
-def _with_store(settings: Settings, work: Callable[[Store], Awaitable[T]], *, make: bool = False) -> T:
+def with_store(settings: Settings, work: Callable[[Store], Awaitable[T]], *, make: bool = False) -> T:
     """Do something with the database, which has to exist unless `make`."""
     from service.records.database import database_path
     from service.records.store import Store
@@ -200,7 +200,8 @@ def _with_store(settings: Settings, work: Callable[[Store], Awaitable[T]], *, ma
     return asyncio.run(run())
 
 
-def _print(shown: Iterable[Any]) -> int:
+def print_lines(shown: Iterable[Any]) -> int:
+    """Each as a line of JSON."""
     for each in shown:
         sys.stdout.write(msgspec.json.encode(each).decode() + "\n")
     return 0

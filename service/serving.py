@@ -31,6 +31,7 @@ SWITCH_INTERVAL_S = 0.0005
 def serve(settings: Settings) -> int:
     """Serve until stopped. Raises ConfigError and whatever else of the exception tree keeps it from starting."""
     logs.configure(settings.telemetry.log_level)
+    forbid_dumps()
     listener = _listen(settings.server.host, settings.server.port)
     with listener:
         if settings.server.workers > 1:
@@ -45,6 +46,7 @@ def serve_on(settings: Settings, listener: socket.socket, started: Callable[[], 
     from service.app import create_app
 
     logs.configure(settings.telemetry.log_level)
+    forbid_dumps()
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     port = listener.getsockname()[1]
     app = _Application(create_app(settings))
@@ -59,6 +61,15 @@ def serve_on(settings: Settings, listener: socket.socket, started: Callable[[], 
     if app.startup_failure is not None:
         raise app.startup_failure
     return 0 if server.started else 1
+
+
+def forbid_dumps() -> None:
+    """A process that dies leaves no core file, in which protected texts and keys would stand. Windows has none."""
+    try:
+        import resource
+    except ImportError:
+        return
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 class Connection(HttpToolsProtocol):

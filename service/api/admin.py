@@ -1,4 +1,4 @@
-"""`/admin/v1`: keys, tenants and usage, for operators. Closed unless `FIREWALL_ADMIN_TOKEN` is set.
+"""`/admin/v1`: keys, tenants, protected texts and usage, for operators. Closed unless `FIREWALL_ADMIN_TOKEN` is set.
 
 Every change leaves a row in the record, durable before its answer, and every change and refusal a line in the log.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import re
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from time import perf_counter
 from typing import Any
 from urllib.parse import parse_qsl
@@ -17,8 +17,10 @@ import msgspec
 import structlog
 
 from service.api import admin_shapes as shapes
+from service.api.admin_calls import Done, Operation, Request, page_limit
 from service.api.admin_door import AdminDoor
 from service.api.admin_openapi import document
+from service.api.admin_protected import AdminTexts
 from service.api.asgi import Handler, HttpExchange, MethodNotAllowed, headers_of, respond
 from service.api.chat_reply import ChatWire
 from service.errors import ConfigError, FirewallError, MalformedRequest, NotFound, Unauthenticated, WireError, to_wire
@@ -32,37 +34,16 @@ from service.tenancy.keys import Keys
 
 PATH = "/admin/v1"
 MAX_BODY_BYTES = 262_144
-DEFAULT_PAGE, MAX_PAGE = 100, 1_000
 DEFAULT_USAGE_S = 30 * 86_400.0
 
 _log = structlog.get_logger("admin")
 _error_body = ChatWire().error_body
 
 
-class Request(msgspec.Struct, frozen=True):
-    """One call: the id or name in its path, its query, its body."""
-
-    subject: str
-    query: Mapping[str, str]
-    body: bytes
-
-
-class Done(msgspec.Struct, frozen=True):
-    """What came of a call: its answer, and whom it concerned, for the record."""
-
-    status: int
-    answer: Any
-    tenant: str = ""
-    key_id: str = ""
-
-
-Operation = Callable[[Request], Awaitable[Done]]
-
-
 class Admin:
     """The operations. Each raises RequestError for what it cannot do, StorageFailed where there is no database."""
 
-    def __init__(self, keys: Keys, store: Store, tenants: Directory) -> None:
+    def __init__(self, keys: Keys, store: Store, tenants: Directory, texts: AdminTexts) -> None:
         self._keys = keys
         self._store = store
         self._tenants = tenants
@@ -84,6 +65,11 @@ class Admin:
                     "PATCH": ("tenants.change", self._change_tenant),
                     "DELETE": ("tenants.delete", self._delete_tenant),
                 },
+            ),
+            (_path("/protected"), {"GET": ("protected.list", texts.list), "POST": ("protected.create", texts.create)}),
+            (
+                _path("/protected/([a-z0-9]{1,64})"),
+                {"GET": ("protected.show", texts.show), "DELETE": ("protected.delete", texts.remove)},
             ),
             (_path("/usage"), {"GET": ("usage", self._usage)}),
             (_path(r"/openapi\.json"), {"GET": ("openapi", self._openapi)}),
@@ -109,7 +95,7 @@ class Admin:
         return Done(201, shapes.KeyMade(id=made.id, key=made.key), asked.tenant, made.id)
 
     async def _list_keys(self, request: Request) -> Done:
-        query, limit = request.query, _limit(request.query)
+        query, limit = request.query, page_limit(request.query)
         rows = await self._store.list_keys(query.get("tenant"), limit=limit + 1, after=query.get("after"))
         shown = [shapes.key_shown(row) for row in rows[:limit]]
         return Done(200, shapes.Page(data=shown, next=shown[-1].id if len(rows) > limit else None))
@@ -138,7 +124,7 @@ class Admin:
     # -- tenants -----------------------------------------------------------------------------------------------------
 
     async def _list_tenants(self, request: Request) -> Done:
-        limit, after = _limit(request.query), request.query.get("after", "")
+        limit, after = page_limit(request.query), request.query.get("after", "")
         found = [tenant for tenant in await self._tenants.list() if tenant.name > after]
         shown = [shapes.tenant_shown(tenant) for tenant in found[:limit]]
         return Done(200, shapes.Page(data=shown, next=shown[-1].name if len(found) > limit else None))
@@ -163,7 +149,7 @@ class Admin:
     # -- usage -------------------------------------------------------------------------------------------------------
 
     async def _usage(self, request: Request) -> Done:
-        query, limit = request.query, _limit(request.query)
+        query, limit = request.query, page_limit(request.query)
         end = shapes.moment(query.get("to"), "to")
         end = time.time() + 1.0 if end is None else end
         begin = shapes.moment(query.get("from"), "from")
@@ -183,6 +169,7 @@ class Admin:
 _QUERY = {
     "keys.list": frozenset({"tenant", "limit", "after"}),
     "tenants.list": frozenset({"limit", "after"}),
+    "protected.list": frozenset({"tenant", "limit", "after"}),
     "usage": frozenset({"tenant", "from", "to", "limit", "after"}),
 }
 
@@ -287,13 +274,6 @@ def _query(raw: bytes, known: frozenset[str]) -> dict[str, str]:
     if len(query) < len(pairs):
         raise MalformedRequest("A parameter is given twice.")
     return query
-
-
-def _limit(query: Mapping[str, str]) -> int:
-    written = query.get("limit", str(DEFAULT_PAGE))
-    if not re.fullmatch(r"[0-9]{1,4}", written) or not 1 <= int(written) <= MAX_PAGE:
-        raise MalformedRequest(f"limit: 1 to {MAX_PAGE}.")
-    return int(written)
 
 
 def _usage_place(after: str | None) -> tuple[int, str, str] | None:

@@ -18,11 +18,13 @@ _AFTER = {
 }
 _TENANT = {"name": "tenant", "in": "query", "schema": {"type": "string"}}
 _KEY_ID = {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}
+_TEXT_ID = {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}
 _TENANT_NAME = {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}
 
 Keys, Tenants, Usages = shapes.Page[shapes.KeyShown], shapes.Page[shapes.TenantShown], shapes.Page[shapes.UsageShown]
-_ASKED = (shapes.NewKey, shapes.Rotation, shapes.NewTenant, shapes.TenantChange)
-_ANSWERED = (shapes.KeyMade, shapes.KeyShown, Keys, shapes.TenantShown, Tenants, Usages)
+Texts = shapes.Page[shapes.TextShown]
+_ASKED = (shapes.NewKey, shapes.Rotation, shapes.NewTenant, shapes.TenantChange, shapes.NewText)
+_ANSWERED = (shapes.KeyMade, shapes.KeyShown, Keys, shapes.TenantShown, Tenants, shapes.TextShown, Texts, Usages)
 
 
 @cache
@@ -86,6 +88,19 @@ def document() -> dict[str, Any]:
                 "get": operation("showTenant", "A tenant", shapes.TenantShown),
                 "patch": operation("changeTenant", "Change its limits", shapes.TenantShown, asks=shapes.TenantChange),
                 "delete": operation("deleteTenant", "Delete a tenant and revoke its keys", None),
+            },
+            "/protected": {
+                "get": operation(
+                    "listProtected", "Protected texts, oldest first", Texts, parameters=(_TENANT, _LIMIT, _AFTER)
+                ),
+                "post": operation(
+                    "createProtected", "Protect a text", shapes.TextShown, asks=shapes.NewText, status=201
+                ),
+            },
+            "/protected/{id}": {
+                "parameters": [_TEXT_ID],
+                "get": operation("showProtected", "A protected text, without the text", shapes.TextShown),
+                "delete": operation("deleteProtected", "Forget a protected text", None),
             },
             "/usage": {
                 "get": operation(

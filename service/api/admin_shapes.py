@@ -13,6 +13,7 @@ from service.api.asgi import malformed
 from service.api.strict_json import pointer
 from service.errors import MalformedRequest
 from service.records.key_table import KeyRow
+from service.records.protected_table import ProtectedRow
 from service.records.usage import Usage
 from service.settings import TENANT_NAME, Limits
 from service.tenancy.directory import KnownTenant
@@ -66,6 +67,15 @@ class TenantChange(_Asked, frozen=True, kw_only=True):
     limits: dict[str, int | float | None]
 
 
+class NewText(_Asked, frozen=True, kw_only=True):
+    """A text that no reply may contain; without `tenant`, of nobody. It is never told again."""
+
+    kind: Literal["secret", "prompt"]
+    name: str
+    text: str
+    tenant: str = ""
+
+
 class KeyMade(msgspec.Struct, frozen=True, kw_only=True):
     """The one answer that holds a key."""
 
@@ -88,6 +98,23 @@ class KeyShown(msgspec.Struct, frozen=True, kw_only=True):
     expires_at: str | None
     revoked_at: str | None
     old_expires_at: str | None
+
+
+class TextShown(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A protected text without the text. `tenant` is empty for every tenant, `length` counts characters, `digest` is a
+    keyed hash by which equal texts of one tenant can be recognised. When it is registered, `false_alarm_rate` is the
+    share of ordinary texts that it was found in, and `warning` says so where there are any.
+    """
+
+    id: str
+    kind: str
+    name: str
+    tenant: str
+    length: int
+    digest: str
+    created_at: str | None
+    false_alarm_rate: float | None = None
+    warning: str | None = None
 
 
 class TenantShown(msgspec.Struct, frozen=True, kw_only=True):
@@ -158,6 +185,21 @@ def key_shown(row: KeyRow) -> KeyShown:
         expires_at=iso(row.expires_at),
         revoked_at=iso(row.revoked_at),
         old_expires_at=iso(row.old_expires_at),
+    )
+
+
+def text_shown(row: ProtectedRow, warning: str | None = None, false_alarm_rate: float | None = None) -> TextShown:
+    """Without what is sealed."""
+    return TextShown(
+        id=row.id,
+        kind=row.kind,
+        name=row.name,
+        tenant=row.tenant,
+        length=row.length,
+        digest=row.digest,
+        created_at=iso(row.created_at),
+        false_alarm_rate=false_alarm_rate,
+        warning=warning,
     )
 
 

@@ -14,7 +14,7 @@ from service.api.chat_reply import ChatWire
 from service.api.strict_json import pointer
 from service.errors import PayloadTooLarge
 from service.firewall.prompt import ROLES, Prompt, Segment
-from service.firewall.verdict import Finding, decide
+from service.firewall.verdict import Finding, decide, told
 from service.gateway import Gateway
 from service.interfaces import Call, Judged
 from service.settings import Server
@@ -104,5 +104,5 @@ def _places(call: Call) -> list[str]:
 def _outcome(findings: Iterable[Finding]) -> dict[str, str | None]:
     verdict = decide(findings)
     decisive = verdict.decisive
-    category = decisive.category if decisive and verdict.action != "allow" else None
+    category = told(decisive.category) if decisive and verdict.action != "allow" else None
     return {"action": verdict.action, "category": category}

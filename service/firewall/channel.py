@@ -9,7 +9,7 @@ from service.firewall.credentials import CredentialScanner
 from service.firewall.encoded_runs import EncodedRuns
 from service.firewall.exfiltration import ExfiltrationScanner
 from service.firewall.ngrams import RunTracker, Token, WordReader
-from service.firewall.patterns import LETTERS, VISIBLE, PatternTracker, Projector
+from service.firewall.patterns import LETTERS, VISIBLE, Projector
 from service.firewall.protected import RequestProtection
 from service.firewall.sentences import SentenceSplitter
 
@@ -41,7 +41,7 @@ class Channel:
         self.projections = [
             (Projector(form), trackers)
             for form in (LETTERS, VISIBLE)
-            if (trackers := [PatternTracker(patterns) for patterns in protection.patterns if patterns.form == form])
+            if (trackers := [patterns.tracker() for patterns in protection.patterns if patterns.form == form])
         ]
         self.runs = [RunTracker(prints) for prints in protection.fingerprints]
         self.encoded = EncodedRuns(protection.fingerprints) if self.runs else None

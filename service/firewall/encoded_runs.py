@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 import msgspec
 
 from service.firewall.ngrams import Fingerprint, RunTracker, Token, WordReader, words
+from service.firewall.owners import Owners
 
 # A run of eight words is longer in any code; shorter stretches that have ended are ordinary words.
 _MIN_STRETCH = 20
@@ -75,11 +76,11 @@ class EncodedRuns:
         """None where nothing needs to be held."""
         return min((at for reader in self._readers if (at := reader.held) is not None), default=None)
 
-    def feed(self, text: str, offset: int) -> list[tuple[str, int, int]]:
-        """(name, start, end) of the runs that are completed or extended in `text`, which begins at `offset`."""
+    def feed(self, text: str, offset: int) -> list[tuple[Owners, int, int]]:
+        """(owners, start, end) of the runs that are completed or extended in `text`, which begins at `offset`."""
         return [run for reader in self._readers for run in reader.feed(text, offset)]
 
-    def finish(self) -> list[tuple[str, int, int]]:
+    def finish(self) -> list[tuple[Owners, int, int]]:
         """The text has ended."""
         return [run for reader in self._readers for run in reader.finish()]
 
@@ -127,8 +128,8 @@ class _Stretches:
         lane.feed(self._digits, self._places)
         return lane.held
 
-    def feed(self, text: str, offset: int) -> list[tuple[str, int, int]]:
-        found: list[tuple[str, int, int]] = []
+    def feed(self, text: str, offset: int) -> list[tuple[Owners, int, int]]:
+        found: list[tuple[Owners, int, int]] = []
         at = 0
         if self._end >= 0:
             match = self._code.more.match(text)
@@ -144,16 +145,16 @@ class _Stretches:
                 found += self.finish()
         return found
 
-    def finish(self) -> list[tuple[str, int, int]]:
+    def finish(self) -> list[tuple[Owners, int, int]]:
         """The stretch has ended."""
-        found: list[tuple[str, int, int]] = []
+        found: list[tuple[Owners, int, int]] = []
         if self._zero and self._lanes:
             found += [run for lane in self._lanes for run in lane.feed("0", [self._end - 1])]
         found += [run for lane in self._lanes for run in lane.finish()]
         self._lanes, self._digits, self._places, self._end, self._zero = [], "", [], -1, False
         return found
 
-    def _take(self, text: str, start: int, *, last: bool) -> list[tuple[str, int, int]]:
+    def _take(self, text: str, start: int, *, last: bool) -> list[tuple[Owners, int, int]]:
         digits, places = _digits("0" * self._zero + text, start - self._zero, self._code.noise)
         self._end = start + len(text)
         self._zero = self._code.marked and last and text.endswith("0")
@@ -218,7 +219,7 @@ class _Lane:
         self._wide = any(fingerprint.wide for fingerprint in prints)
         self.held: int | None = None
 
-    def feed(self, digits: str, places: list[int]) -> list[tuple[str, int, int]]:
+    def feed(self, digits: str, places: list[int]) -> list[tuple[Owners, int, int]]:
         skipped = min(self._skip, len(digits))
         self._skip -= skipped
         digits, places = self._digits + digits[skipped:], self._places + places[skipped:]
@@ -241,7 +242,7 @@ class _Lane:
         self._hold(partial)
         return found
 
-    def finish(self) -> list[tuple[str, int, int]]:
+    def finish(self) -> list[tuple[Owners, int, int]]:
         rest = self._digits + "0" * (-len(self._digits) % self._code.group)
         raw = self._code.decode(rest)[: len(self._digits) * self._code.bits // 8]
         start = self._length - len(self._offsets)
@@ -268,7 +269,7 @@ class _Lane:
                 self._char = place
         return _CONTROL.sub("\ufffd", "".join(text)), offsets
 
-    def _follow(self, tokens: list[Token], start: int) -> list[tuple[str, int, int]]:
+    def _follow(self, tokens: list[Token], start: int) -> list[tuple[Owners, int, int]]:
         if not tokens:
             return []
         placed = [

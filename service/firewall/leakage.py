@@ -11,6 +11,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from service.errors import GuardFailed
 from service.firewall.ngrams import words
 from service.firewall.protected import ProtectedTexts, RequestProtection
 from service.firewall.sentences import split
@@ -81,12 +82,19 @@ class LeakageGuard:
         )
 
     async def open(self, tenant: str, system_texts: Sequence[str], user_texts: Sequence[str]) -> ReplyJudge:
-        """A judge that knows the tenant's protected texts and this request's own."""
+        """A judge that knows all protected texts and this request's own. Raises GuardFailed where the registered ones
+        cannot be read and the policy is to fail closed; else the judge says that it could not judge by them.
+        """
+        if self._protected.stale and self._settings.on_error == "block":
+            raise GuardFailed("The protected texts cannot be read.")
         if sum(map(len, system_texts)) > _INLINE_CHARS:
             protection = await asyncio.to_thread(self._protected.for_request, tenant, system_texts, user_texts)
         else:
             protection = self._protected.for_request(tenant, system_texts, user_texts)
-        return self.judge(protection, self._digest)
+        judge = self.judge(protection, self._digest)
+        if self._protected.stale:
+            judge.doubt()
+        return judge
 
     def judge(self, protection: RequestProtection, digest: Callable[[str], str]) -> ReplyJudge:
         """A judge for a protection made beforehand. To be called on the event loop."""

@@ -18,14 +18,14 @@ import codecs
 import json
 import unicodedata
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Literal
 from urllib.parse import quote
 
-import msgspec
 from ahocorasick_rs import AhoCorasick
 
 from service.firewall.ngrams import FOLDS, IGNORED
+from service.firewall.owners import Owner, Owners
 
 Form = Literal["letters", "visible"]
 LETTERS: Form = "letters"
@@ -37,14 +37,6 @@ MIN_PATTERN = 8
 MAX_GAP = 256
 _GAP = "\0"
 _HEAD = 4
-
-
-class Owner(msgspec.Struct, frozen=True):
-    """Whose pattern it is. `disguise` is one of those that `disguises` names."""
-
-    name: str
-    kind: Literal["secret", "prompt"]
-    disguise: str = "exact"
 
 
 class _Letters(dict[str, str]):
@@ -69,8 +61,13 @@ class _Visible(dict[str, str]):
 _TABLES: dict[Form, dict[str, str]] = {LETTERS: _Letters(), VISIBLE: _Visible()}
 
 
+_ASCII = {form: {code: table[chr(code)] or None for code in range(128)} for form, table in _TABLES.items()}
+
+
 def project(text: str, form: Form) -> str:
     """The projection of a whole text."""
+    if text.isascii():
+        return text.translate(_ASCII[form])
     table = _TABLES[form]
     return "".join([table[char] for char in text])
 
@@ -113,7 +110,7 @@ class Projector:
 class PatternSet:
     """Patterns of one projection, shared by all replies. Raises ValueError for a pattern below MIN_PATTERN."""
 
-    def __init__(self, form: Form, patterns: Mapping[str, Owner]) -> None:
+    def __init__(self, form: Form, patterns: Mapping[str, Owners]) -> None:
         self.form: Form = form
         self.sorted = sorted(patterns)
         if any(len(pattern) < MIN_PATTERN for pattern in self.sorted):
@@ -122,6 +119,14 @@ class PatternSet:
         self.automaton = AhoCorasick(self.sorted)
         self.heads = {pattern[:length] for pattern in self.sorted for length in range(1, _HEAD + 1)}
         self.longest = max(map(len, self.sorted), default=0)
+
+    def tracker(self) -> PatternTracker:
+        """For one projected text."""
+        return PatternTracker(self)
+
+    def holds(self, text: str) -> bool:
+        """Whether a pattern stands in a whole projected text."""
+        return bool(self.automaton.find_matches_as_indexes(text))
 
     def begins(self, text: str) -> bool:
         """Whether a pattern longer than `text` begins with it."""
@@ -140,8 +145,8 @@ class PatternTracker:
         self._offsets: list[int] = []
         self.held: int | None = None
 
-    def feed(self, text: str, offsets: list[int]) -> list[tuple[Owner, int, int]]:
-        """(owner, start, end) of the matches that end in this projected text; offsets are those of the whole text."""
+    def feed(self, text: str, offsets: list[int]) -> list[tuple[Owners, int, int]]:
+        """(owners, start, end) of the matches that end in this projected text; offsets are those of the whole text."""
         if not text:
             return []
         patterns = self._patterns
@@ -165,47 +170,87 @@ class PatternTracker:
         return found
 
 
+class _Codes(dict[int, str]):
+    """The number of each character, in digits."""
+
+    def __missing__(self, code: int) -> str:
+        return str(code)
+
+
+_CODES = _Codes({code: str(code) for code in range(256)})
+
+
+def _base64(encode: Callable[[bytes], bytes], shift: int) -> Callable[[str], str]:
+    """Only the characters that depend on nothing but the secret, at each of its three places in a group of bytes."""
+
+    def written(value: str) -> str:
+        raw = value.encode()
+        return encode(bytes(shift) + raw).decode()[-(-8 * shift // 6) : 8 * (shift + len(raw)) // 6]
+
+    return written
+
+
+def _base32(shift: int) -> Callable[[str], str]:
+    def written(value: str) -> str:
+        raw = value.encode()
+        return base64.b32encode(bytes(shift) + raw).decode()[-(-8 * shift // 5) : 8 * (shift + len(raw)) // 5]
+
+    return written
+
+
+DISGUISES: tuple[tuple[str, Callable[[str], str]], ...] = (
+    ("exact", lambda value: value),
+    ("reversed", lambda value: value[::-1]),
+    ("rot13", lambda value: codecs.encode(value, "rot13")),
+    ("url", lambda value: quote(value, safe="")),
+    # Tool arguments are JSON: a key of several lines has the letter n in the place of its line ends there.
+    ("escaped", lambda value: json.dumps(value)[1:-1]),
+    ("escaped", lambda value: json.dumps(value, ensure_ascii=False)[1:-1]),
+    # In \u0073, &#115; and lists of codes only the letters and digits count.
+    ("escaped", lambda value: "u" + value.encode("utf-16-be").hex("-", 2).replace("-", "u")),
+    ("codes", lambda value: value.translate(_CODES)),
+    ("hex", lambda value: value.encode().hex()),
+    ("hex", lambda value: "0x" + value.encode().hex("-").replace("-", "0x")),
+    ("hex", lambda value: "x" + value.encode().hex("-").replace("-", "x")),
+    *(
+        ("base64", _base64(encode, shift))
+        for shift in range(3)
+        for encode in (base64.b64encode, base64.urlsafe_b64encode)
+    ),
+    *(("base32", _base32(shift)) for shift in range(5)),
+)
+"""(disguise, how a secret is written in it) of every way of writing that is looked for."""
+
+
 def disguises(value: str) -> Iterable[tuple[str, str]]:
     """(disguise, text) of every way of writing a secret that is looked for."""
-    yield "exact", value
-    yield "reversed", value[::-1]
-    yield "rot13", codecs.encode(value, "rot13")
-    yield "url", quote(value, safe="")
-    # Tool arguments are JSON: a key of several lines has the letter n in the place of its line ends there.
-    yield "escaped", json.dumps(value)[1:-1]
-    yield "escaped", json.dumps(value, ensure_ascii=False)[1:-1]
-    # In \u0073, &#115; and lists of codes only the letters and digits count.
-    yield "escaped", "".join(f"u{unit.hex()}" for unit in _utf16(value))
-    yield "codes", "".join(str(ord(char)) for char in value)
-    raw = value.encode()
-    yield "hex", raw.hex()
-    yield "hex", "".join(f"0x{byte:02x}" for byte in raw)
-    yield "hex", "".join(f"x{byte:02x}" for byte in raw)
-    for shift in range(3):
-        # Only the characters that depend on nothing but the secret, at each of its three places in a group of bytes.
-        first, last = -(-8 * shift // 6), 8 * (shift + len(raw)) // 6
-        for encode in (base64.b64encode, base64.urlsafe_b64encode):
-            yield "base64", encode(bytes(shift) + raw).decode()[first:last]
-    for shift in range(5):
-        first, last = -(-8 * shift // 5), 8 * (shift + len(raw)) // 5
-        yield "base32", base64.b32encode(bytes(shift) + raw).decode()[first:last]
+    return ((disguise, write(value)) for disguise, write in DISGUISES)
 
 
-def _utf16(value: str) -> Iterable[bytes]:
-    raw = value.encode("utf-16-be")
-    return (raw[at : at + 2] for at in range(0, len(raw), 2))
+def written(value: str, number: int) -> Iterable[tuple[Form, str]]:
+    """(form, pattern) of a secret in the disguise of this number. Nothing where that is too short to look for."""
+    disguise, write = DISGUISES[number]
+    return patterns_of(write(value), disguise)
 
 
-def secret_patterns(name: str, value: str) -> Iterable[tuple[Form, str, Owner]]:
-    """(form, pattern, owner) for a secret in all its disguises. Nothing where it is too short to be looked for."""
-    for disguise, text in disguises(value):
-        owner = Owner(name, "secret", disguise)
-        letters, visible = project(text, LETTERS), project(text, VISIBLE)
-        if len(letters) >= MIN_PATTERN:
-            yield LETTERS, letters, owner
-        edged = disguise in ("exact", "reversed") and not (_is_letter(visible[:1]) and _is_letter(visible[-1:]))
-        if len(visible) >= MIN_PATTERN and (edged or len(letters) < MIN_PATTERN):
-            yield VISIBLE, visible, owner
+def patterns_of(text: str, disguise: str) -> Iterator[tuple[Form, str]]:
+    """(form, pattern) of a secret as it is written in a disguise."""
+    letters = project(text, LETTERS)
+    if len(letters) >= MIN_PATTERN:
+        yield LETTERS, letters
+        if disguise not in ("exact", "reversed"):
+            return
+    visible = project(text, VISIBLE)
+    edged = disguise in ("exact", "reversed") and not (_is_letter(visible[:1]) and _is_letter(visible[-1:]))
+    if len(visible) >= MIN_PATTERN and (edged or len(letters) < MIN_PATTERN):
+        yield VISIBLE, visible
+
+
+def secret_patterns(name: str, value: str, tenant: str = "") -> Iterable[tuple[Form, str, Owner]]:
+    """(form, pattern, owner) for a secret in all its disguises."""
+    for number, (disguise, _) in enumerate(DISGUISES):
+        for form, pattern in written(value, number):
+            yield form, pattern, Owner(name, "secret", disguise, tenant)
 
 
 def _is_letter(char: str) -> bool:

@@ -19,6 +19,7 @@ from service.firewall.channel import Channel
 from service.firewall.credentials import CredentialScanner
 from service.firewall.exfiltration import ACTS, REPORTED, Conversation, ExfiltrationScanner, Hosts, Seen, weigh
 from service.firewall.ngrams import Token
+from service.firewall.owners import Owners, concerned
 from service.firewall.patterns import MIN_PATTERN
 from service.firewall.protected import RequestProtection
 from service.firewall.verdict import Action, Category, Finding, Verdict, decide
@@ -39,7 +40,9 @@ _MAY_BE_ADDRESS = re.compile(r"[:/\\][/\\]|www\.|[^\x00-\x7f]", re.IGNORECASE)
 
 
 class _Match(msgspec.Struct, frozen=True):
-    """What must not leave at [start, end) of a channel. With `weak` it is only put on record."""
+    """What must not leave at [start, end) of a channel. With `weak` it is only put on record; `words` are a
+    prompt's.
+    """
 
     category: Category
     start: int
@@ -47,10 +50,11 @@ class _Match(msgspec.Struct, frozen=True):
     detail: str
     score: float = 1.0
     weak: bool = False
+    words: bool = False
 
 
-def _encoded(name: str, start: int, end: int) -> _Match:
-    return _Match("leak.prompt", start, end, f"{name}, encoded")
+_Sighting = tuple[Owners, str, int, int]
+"""Whose text stands there, and how it is written."""
 
 
 class Closeness(Protocol):
@@ -89,6 +93,7 @@ class ReplyJudge:
             "leak.prompt": settings.action,
             "leak.credential": settings.credentials,
             "leak.exfiltration": settings.exfiltration,
+            "cross_tenant": "block",  # whatever one tenant's policy says: the text is another's
         }
         self._hosts = Hosts(settings.allowed_hosts)
         self._conversation = Conversation(protection.prompts, protection.user_texts)
@@ -215,6 +220,10 @@ class ReplyJudge:
         state.trim()
         return text
 
+    def doubt(self) -> None:
+        """Not all that the reply should be compared with is known: the verdict says that it was not judged."""
+        self._unjudged = True
+
     @property
     def blocked(self) -> bool:
         """Whether nothing more of this reply may leave."""
@@ -251,38 +260,49 @@ class ReplyJudge:
     def _take(self, state: Channel, text: str) -> list[_Match]:
         start = state.end
         state.append(text)
-        found: list[_Match] = []
+        found: list[_Sighting] = []
         for projector, trackers in state.projections:
             letters, offsets = projector.feed(text, start)
             for tracker in trackers:
-                for owner, first, last in tracker.feed(letters, offsets):
-                    category: Category = "leak.secret" if owner.kind == "secret" else "leak.prompt"
-                    found.append(_Match(category, first, last, f"{owner.name}, {owner.disguise}"))
+                found += [(owners, "", first, last) for owners, first, last in tracker.feed(letters, offsets)]
         if state.words is not None:
             found += self._take_words(state, state.words.feed(text, start))
         if state.encoded is not None:
-            found += [_encoded(*run) for run in state.encoded.feed(text, start)]
+            found += [(owners, "encoded", first, last) for owners, first, last in state.encoded.feed(text, start)]
         if self._by_sentence:
             state.sentences.feed(text)
-        return found
+        return self._told(found)
 
     def _end(self, state: Channel) -> list[_Match]:
         found = self._take_words(state, state.words.finish()) if state.words is not None else []
         if state.encoded is not None:
-            found += [_encoded(*run) for run in state.encoded.finish()]
+            found += [(owners, "encoded", first, last) for owners, first, last in state.encoded.finish()]
         if self._by_sentence:
             state.sentences.finish()
         state.ended = True
-        return found
+        return self._told(found)
 
-    def _take_words(self, state: Channel, tokens: list[Token]) -> list[_Match]:
+    def _take_words(self, state: Channel, tokens: list[Token]) -> list[_Sighting]:
         if self._by_sentence:
             state.tokens += tokens
-        return [
-            _Match("leak.prompt", first, last, f"{name}, verbatim")
-            for runs in state.runs
-            for name, first, last in runs.feed(tokens)
-        ]
+        return [(owners, "verbatim", first, last) for runs in state.runs for owners, first, last in runs.feed(tokens)]
+
+    def _told(self, found: list[_Sighting]) -> list[_Match]:
+        """As matches. What is also this tenant's own, or everyone's, is no other's."""
+        matches: list[_Match] = []
+        others: list[_Match] = []
+        for owners, how, start, end in found:
+            owner = concerned(owners, self._protection.tenant)
+            told = owner or owners[0]
+            detail = f"{told.name}, {how or told.disguise}"
+            if owner is None:
+                others.append(
+                    _Match("cross_tenant", start, end, f"{told.tenant}: {detail}", words=told.kind == "prompt")
+                )
+            else:
+                matches.append(_Match("leak.secret" if told.kind == "secret" else "leak.prompt", start, end, detail))
+        own = [(match.start, match.end) for match in matches]
+        return matches + [m for m in others if not any(m.start < end and start < m.end for start, end in own)]
 
     def _scan(self, state: Channel, text: str | None) -> list[_Match | Seen]:
         """What stands in the text that was just taken, or, with None, at the end of the channel."""
@@ -322,7 +342,8 @@ class ReplyJudge:
 
     async def _judge(self, state: Channel, found: list[_Match]) -> None:
         for match in found:
-            if match.category == "leak.prompt":
+            # Words that the user wrote tell him nothing; of whole secrets that does not hold.
+            if match.category == "leak.prompt" or match.words:
                 await self._read_user_texts()
                 if self._protection.typed_by_user(state.slice(match.start, match.end)):
                     continue
@@ -411,7 +432,7 @@ class ReplyJudge:
         if self._by_sentence:
             held = min(held, state.judged)
         state.keep = held
-        if self._actions["leak.secret"] == "flag":
+        if self._actions["leak.secret"] == "flag" and not self._protection.guards_others:
             held = state.end
         scanners: list[tuple[Category, CredentialScanner | ExfiltrationScanner | None]] = [
             ("leak.credential", state.credentials),

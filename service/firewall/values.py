@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from service.firewall.encoded_runs import may_hold
 from service.firewall.ngrams import Fingerprint, ascii_words, may_run, words
+from service.firewall.pattern_index import PatternIndex
 from service.firewall.patterns import PatternSet, project
 
 MAX_CHARS = 128
@@ -22,14 +23,16 @@ _SENTENCE_WORDS = 4
 _PROMPT_WORDS = 5
 
 
-def surely_clean(text: str, patterns: Sequence[PatternSet], prints: Sequence[Fingerprint], *, by_meaning: bool) -> bool:
+def surely_clean(
+    text: str, patterns: Sequence[PatternSet | PatternIndex], prints: Sequence[Fingerprint], *, by_meaning: bool
+) -> bool:
     """Whether a value that is complete in itself holds nothing protected. False is no finding: judge it as a text.
 
     `by_meaning`: sentences are compared by their meaning, so a value that might be one is not cleared.
     """
     if len(text) > MAX_CHARS or not _VALUE.fullmatch(text):
         return False
-    if any(found.automaton.find_matches_as_indexes(project(text, found.form)) for found in patterns):
+    if any(found.holds(project(text, found.form)) for found in patterns):
         return False
     spelled = words(text)
     if by_meaning and len(spelled) >= _SENTENCE_WORDS and len(words(_UUID.sub("", text))) >= _SENTENCE_WORDS:
@@ -39,11 +42,11 @@ def surely_clean(text: str, patterns: Sequence[PatternSet], prints: Sequence[Fin
     return not may_hold(text, prints, _PROMPT_WORDS)
 
 
-def surely_clean_text(text: str, patterns: Sequence[PatternSet], prints: Sequence[Fingerprint]) -> bool:
+def surely_clean_text(text: str, patterns: Sequence[PatternSet | PatternIndex], prints: Sequence[Fingerprint]) -> bool:
     """The same for a whole text of any length, where meanings are not compared. In doubt False."""
     spelled = ascii_words(text)
     if spelled is None or any(p.wide or may_run(spelled, p) for p in prints):
         return False
-    if any(found.automaton.find_matches_as_indexes(project(text, found.form)) for found in patterns):
+    if any(found.holds(project(text, found.form)) for found in patterns):
         return False
     return not may_hold(text, prints, _PROMPT_WORDS)

@@ -16,6 +16,7 @@ Category = Literal[
     "leak.prompt",
     "leak.credential",
     "leak.exfiltration",
+    "cross_tenant",
     "hidden_text",
     "unscannable",
     "oversize",
@@ -54,6 +55,11 @@ class Verdict(msgspec.Struct, frozen=True):
     def decisive(self) -> Finding | None:
         """The finding that the action rests on: the severest, then the surest."""
         return max(self.findings, key=lambda f: (_SEVERITY[f.action], f.score), default=None)
+
+
+def told(category: Category) -> str:
+    """The category as a caller is told it: that a text is another tenant's is for the record, and for operators."""
+    return "leak.secret" if category == "cross_tenant" else category
 
 
 def severest(actions: Iterable[Action]) -> Action:

@@ -14,7 +14,7 @@ from sqlalchemy.schema import CreateIndex, CreateTable
 
 from service.errors import ConfigError
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 METADATA = sa.MetaData()
 
@@ -90,6 +90,22 @@ TENANTS = sa.Table(
     sa.Column("created_at", sa.Double, nullable=False),
 )
 
+PROTECTED = sa.Table(
+    "protected_texts",
+    METADATA,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("tenant", sa.Text, nullable=False, index=True),  # empty: every tenant
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("length", sa.Integer, nullable=False),
+    sa.Column("digest", sa.Text, nullable=False),
+    sa.Column("sealed", sa.Text, nullable=False),
+    sa.Column("root", sa.Text, nullable=False),  # which root it is sealed under
+    sa.Column("created_at", sa.Double, nullable=False),
+    sa.Column("removed_at", sa.Double),  # then nothing is sealed here any more
+    sa.Column("change", sa.Integer, nullable=False, index=True),  # grows with every change of the table
+)
+
 _STEPS: dict[int, tuple[str, ...]] = {
     1: (
         "ALTER TABLE api_keys ADD COLUMN models TEXT NOT NULL DEFAULT '[]'",
@@ -105,6 +121,13 @@ _STEPS: dict[int, tuple[str, ...]] = {
         "CREATE TABLE tenants (name TEXT NOT NULL PRIMARY KEY, limits TEXT NOT NULL, created_at DOUBLE NOT NULL)",
     ),
     2: ("ALTER TABLE audit ADD COLUMN attempts TEXT NOT NULL DEFAULT '[]'",),
+    3: (
+        "CREATE TABLE IF NOT EXISTS protected_texts (id TEXT NOT NULL PRIMARY KEY, tenant TEXT NOT NULL, "
+        "kind TEXT NOT NULL, name TEXT NOT NULL, length INTEGER NOT NULL, digest TEXT NOT NULL, sealed TEXT NOT NULL, "
+        "root TEXT NOT NULL, created_at DOUBLE NOT NULL, removed_at DOUBLE, change INTEGER NOT NULL)",
+        "CREATE INDEX IF NOT EXISTS ix_protected_texts_tenant ON protected_texts (tenant)",
+        "CREATE INDEX IF NOT EXISTS ix_protected_texts_change ON protected_texts (change)",
+    ),
 }
 """By the version that they start from."""
 

@@ -1,4 +1,6 @@
-"""The database as the rest of the service knows it: audit rows, keys, tenants, issued ids, and their verification."""
+"""The database as the rest of the service knows it: audit rows, keys, tenants, protected texts, issued ids;
+and their verification.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +14,7 @@ import sqlalchemy as sa
 from service.errors import StorageFailed
 from service.records.audit import AuditFinding, AuditRow
 from service.records.key_table import KeyTable
+from service.records.protected_table import ProtectedTable
 from service.records.schema import AUDIT, ISSUED
 from service.records.tenant_table import TenantTable
 from service.records.usage import UsageReport
@@ -19,7 +22,7 @@ from service.records.usage import UsageReport
 _JSON_COLUMNS = ("findings", "attempts", "unjudged", "unscannable", "unknown_fields")
 
 
-class Store(KeyTable, TenantTable, UsageReport):
+class Store(KeyTable, TenantTable, ProtectedTable, UsageReport):
     """All tables of one file. It is used after `open`; other methods raise StorageFailed."""
 
     async def add_rows(self, rows: Sequence[AuditRow]) -> None:

@@ -7,7 +7,7 @@ import sqlalchemy as sa
 
 from service.records.database import Database
 from service.records.key_table import decode_limits, encode_limits
-from service.records.schema import KEYS, TENANTS
+from service.records.schema import KEYS, PROTECTED, TENANTS
 from service.settings import Limits
 
 
@@ -53,12 +53,18 @@ class TenantTable(Database):
         return bool(done.rowcount)
 
     async def drop_tenant(self, name: str, at: float) -> bool:
-        """Delete a tenant and revoke its keys, both or neither; False where there is none of this name."""
+        """Delete a tenant, revoke its keys and forget its protected texts, all or nothing; False where there is none of
+        this name.
+        """
         async with self.begin() as connection:
             done = await connection.execute(TENANTS.delete().where(TENANTS.c.name == name))
             if done.rowcount:
                 own = sa.and_(KEYS.c.tenant == name, KEYS.c.revoked_at.is_(None))
                 await connection.execute(KEYS.update().where(own).values(revoked_at=at))
+                number = sa.select(sa.func.coalesce(sa.func.max(PROTECTED.c.change), 0) + 1).scalar_subquery()
+                gone = {"sealed": "", "digest": "", "removed_at": at, "change": number}
+                texts = sa.and_(PROTECTED.c.tenant == name, PROTECTED.c.removed_at.is_(None))
+                await connection.execute(PROTECTED.update().where(texts).values(gone))
         return bool(done.rowcount)
 
 

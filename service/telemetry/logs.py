@@ -18,7 +18,19 @@ import structlog
 ALLOWED_KEYS = frozenset(
     {
         *("event", "level", "logger", "timestamp", "request_id", "code", "status", "error", "at", "dropped"),
-        *("tenant", "key_id", "provider", "protocol", "action", "category", "guard", "count", "host", "port"),
+        *(
+            "tenant",
+            "key_id",
+            "protected_id",
+            "provider",
+            "protocol",
+            "action",
+            "category",
+            "guard",
+            "count",
+            "host",
+            "port",
+        ),
         *("execution_provider", "artifact", "version", "duration_ms", "workers"),
     }
 )

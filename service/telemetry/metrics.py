@@ -25,6 +25,13 @@ BUCKETS_S = (
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
 
+class Categorised(Protocol):
+    """What is counted of one finding."""
+
+    @property
+    def category(self) -> str: ...  # noqa: D102
+
+
 class Observed(Protocol):
     """What is counted of one request; the audit row has it. `_ms` are milliseconds."""
 
@@ -42,6 +49,8 @@ class Observed(Protocol):
     def unjudged(self) -> Sequence[str]: ...  # noqa: D102
     @property
     def error(self) -> str: ...  # noqa: D102
+    @property
+    def findings(self) -> Sequence[Categorised]: ...  # noqa: D102
     @property
     def prompt_tokens(self) -> int: ...  # noqa: D102
     @property
@@ -77,6 +86,9 @@ class Metrics:
         self._unjudged = Counter(
             "firewall_unjudged", "Texts that a guard could not judge", ("guard",), registry=self._registry
         )
+        self._cross_tenant = Counter(
+            "firewall_cross_tenant", "Replies in which another tenant's protected text stood", registry=self._registry
+        )
         self._errors = Counter("firewall_errors", "Requests that ended in an error", ("code",), registry=self._registry)
         self._tokens = Counter("firewall_tokens", "Tokens used", ("kind",), registry=self._registry)
         self._attempts = Counter(
@@ -97,6 +109,8 @@ class Metrics:
         self._stage("total", row.total_ms)
         for guard in row.unjudged:
             self._unjudged.labels(guard).inc()
+        if any(finding.category == "cross_tenant" for finding in row.findings):
+            self._cross_tenant.inc()
         if row.error:
             self._errors.labels(row.error).inc()
         for attempt in row.attempts:

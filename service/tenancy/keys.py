@@ -28,6 +28,7 @@ from service.settings import Limits
 from service.tenancy.sealing import Seal
 
 SECRET_VARIABLE = "FIREWALL_SECRET_KEY"  # noqa: S105 -- the name of the variable
+OLD_SECRET_VARIABLE = "FIREWALL_SECRET_KEY_OLD"  # noqa: S105 -- the name of the variable
 MIN_SECRET_BYTES = 32
 MESSAGE_ROLES = ("user", "tool", "document", "system")
 ROUTES = (
@@ -59,6 +60,11 @@ class SecretRoot:
         """32 bytes for one purpose."""
         return HKDF(hashes.SHA256(), 32, salt=None, info=f"semantic-firewall/{purpose}".encode()).derive(self._value)
 
+    @property
+    def id(self) -> str:
+        """Tells roots apart without telling anything of them."""
+        return self.digest("root-id")("")[:16]
+
     def digest(self, purpose: str) -> Callable[[str], str]:
         """A keyed hash (BLAKE2b, 16 bytes as hex) that makes equal texts recognisable without keeping them."""
         key = self.key(purpose)
@@ -88,6 +94,20 @@ def load_root(folder: Path) -> SecretRoot:
     if len(value) < MIN_SECRET_BYTES:
         raise ConfigError(f"{path}: shorter than {MIN_SECRET_BYTES} bytes")
     return SecretRoot(value)
+
+
+def load_old_root(path: Path | None = None) -> SecretRoot:
+    """The root before the present one: from a file, else from the environment. Raises ConfigError where there is none,
+    or where it is too short.
+    """
+    if path is not None:
+        try:
+            return SecretRoot(path.read_bytes().strip())
+        except OSError as error:
+            raise ConfigError(f"{path}: {error.strerror}") from error
+    if given := os.environ.get(OLD_SECRET_VARIABLE):
+        return SecretRoot(given.encode())
+    raise ConfigError(f"{OLD_SECRET_VARIABLE}: not set; it has to hold the {SECRET_VARIABLE} of before")
 
 
 def _make_secret(path: Path) -> None:

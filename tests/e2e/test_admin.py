@@ -346,6 +346,8 @@ def test_the_document_describes_every_route_and_loads_nothing(firewall: Service)
         "/keys/{id}/rotate": {"post"},
         "/tenants": {"get", "post"},
         "/tenants/{name}": {"get", "patch", "delete"},
+        "/protected": {"get", "post"},
+        "/protected/{id}": {"get", "delete"},
         "/usage": {"get"},
     }
     text = json.dumps(document)

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -63,8 +64,8 @@ def workers(process: subprocess.Popen[str]) -> list[int]:
     return ids
 
 
-def ask(url: str) -> int:
-    body = json.dumps({"model": "sandbox-echo", "messages": [{"role": "user", "content": "hello"}]}).encode()
+def ask(url: str, text: str = "hello") -> int:
+    body = json.dumps({"model": "sandbox-echo", "messages": [{"role": "user", "content": text}]}).encode()
     request = urllib.request.Request(url + "/v1/chat/completions", body, {"content-type": "application/json"})
     try:
         with urllib.request.urlopen(request, timeout=60) as answer:
@@ -93,6 +94,33 @@ def test_the_death_of_one_worker_does_not_end_the_service_and_the_end_of_their_p
     process.communicate(timeout=60)
     with pytest.raises(urllib.error.URLError):
         ask(url)
+
+
+def test_a_protected_text_reaches_both_workers_from_another_process_and_leaves_both(
+    start: Start, tmp_path: Path
+) -> None:
+    process = start("")
+    url = address(process)
+    workers(process)
+    secret = "hello-7F3K9-opens-at-0442"
+
+    def protected(*arguments: str) -> str:
+        command = [sys.executable, "-m", "service.cli", "protected", *arguments]
+        command += ["--config", str(tmp_path / "firewall.toml")]
+        return subprocess.run(command, input=secret, capture_output=True, text=True, check=True).stdout
+
+    def until_all(status: int) -> bool:
+        """Whether within ten seconds many calls in a row, on connections of their own, end so."""
+        deadline, row = time.monotonic() + 10, 0
+        while row < 20 and time.monotonic() < deadline:
+            row = row + 1 if ask(url, secret) == status else 0
+        return row == 20
+
+    assert until_all(200)
+    made = json.loads(protected("add", "--kind", "secret", "--name", "vault"))
+    assert until_all(400)
+    protected("remove", made["id"])
+    assert until_all(200)
 
 
 def test_workers_that_cannot_start_end_the_command_with_the_reason(start: Start, tmp_path: Path) -> None:

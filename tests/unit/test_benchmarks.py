@@ -176,6 +176,20 @@ def _figures() -> dict[str, dict[str, Any]]:
             "chunk_chars": 200,
         },
         "leakage": {"modes": {"exact": mode}, "cost": {"exact": cost}, "cases": 6},
+        "protected": {
+            "rows": [
+                {
+                    **{"kind": "secret", "count": 1_000, "build_s": 0.5, "memory_mb": 9.0, "add_ms": 7.0},
+                    **{"piece_ms": _ms(0.03), "withheld": family["stopped"], "pause_ms": 3.0},
+                },
+                {
+                    **{"kind": "secret", "count": 0, "build_s": 0.0, "memory_mb": 0.0, "add_ms": None},
+                    **{"piece_ms": _ms(0.03), "withheld": None, "pause_ms": None},
+                },
+            ],
+            "prompt_words": 60,
+            "piece_chars": 5,
+        },
         "quota": {
             "workers": 4,
             "backends": {quota.MEMORY: {"ms": _ms(0.2), "goal_ms": 0.3, "met": True, "callers": []}},
@@ -228,8 +242,9 @@ def test_a_part_that_was_not_measured_is_named_and_a_quick_run_is_marked() -> No
     results = _results("latency")
     quick = {name: msgspec.structs.replace(part, quick=True) for name, part in results.parts.items()}
 
-    assert "Not measured yet: recall, evasion, overhead, hostile, leakage, credentials, quota." in tables.render(
-        results
+    assert (
+        "Not measured yet: recall, evasion, overhead, hostile, leakage, protected, credentials, quota."
+        in tables.render(results)
     )
     assert "Quick run" not in tables.render(results)
     assert "**Quick run" in tables.render(Results(quick))

@@ -174,7 +174,7 @@ async def test_a_registered_prompt_is_found_by_its_name_for_its_tenant() -> None
     assert "house rules" in judge.verdict.findings[0].detail
     elsewhere = await guard(texts=texts, stream="exact").open("other", (), ())
     await elsewhere.feed(CHANNEL, PROMPT)
-    assert not elsewhere.blocked
+    assert elsewhere.verdict.findings[0].category == "cross_tenant"
 
 
 async def test_a_secret_is_a_leak_even_if_the_user_typed_it() -> None:

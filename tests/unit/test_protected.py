@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from service.errors import ConfigError
-from service.firewall.protected import ProtectedText, ProtectedTexts, registered
-from service.settings import Protected, Settings
+from service.firewall import protected
+from service.firewall.protected import ProtectedText, ProtectedTexts
+from service.firewall.registration import registered
+from service.firewall.stream import ReplyJudge
+from service.settings import Leakage, Protected, Settings
 
 SECRET = "tr0ub4dor-and-three"
 
@@ -16,7 +20,7 @@ SECRET = "tr0ub4dor-and-three"
 def test_a_value_is_read_from_the_environment_and_from_a_file_without_its_last_newline(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "key.txt").write_bytes(b"\xef\xbb\xbf  file secret\n\r\n")
+    (tmp_path / "key.txt").write_bytes(b"\xef\xbb\xbf  file secret 4711\n\r\n")
     monkeypatch.setenv("SECRET_A", SECRET + "\n")
     settings = Settings(
         folder=tmp_path,
@@ -27,7 +31,7 @@ def test_a_value_is_read_from_the_environment_and_from_a_file_without_its_last_n
     )
     first, second = registered(settings)
     assert (first.value, first.tenant) == (SECRET, "")
-    assert (second.value, second.tenant) == ("  file secret\n", "acme")
+    assert (second.value, second.tenant) == ("  file secret 4711\n", "acme")
 
 
 @pytest.mark.parametrize("value", ["", "short", "a b c d e f", "\u200b" * 20 + "1234567"])
@@ -55,15 +59,63 @@ def test_a_prompt_that_says_nothing_is_refused() -> None:
         ProtectedTexts([ProtectedText("p", "prompt", "", "Be nice.")])
 
 
-def test_a_tenants_secret_is_looked_for_in_that_tenants_replies_only() -> None:
+async def judged(texts: ProtectedTexts, tenant: str, reply: str, *, action: str = "block", **said: Any) -> ReplyJudge:
+    judge = ReplyJudge(texts.for_request(tenant, **said), Leakage(stream="exact", action=action), str.upper)  # type: ignore[arg-type]
+    for char in reply:
+        await judge.feed("c", char)
+    await judge.finish()
+    return judge
+
+
+@pytest.mark.parametrize(
+    ("tenant", "reply", "category"),
+    [
+        ("acme", SECRET, "leak.secret"),
+        ("other", SECRET, "cross_tenant"),
+        ("other", SECRET[::-1].upper(), "cross_tenant"),
+        ("other", "for-everyone", "leak.secret"),
+        ("", SECRET, "cross_tenant"),
+        ("other", "shared-by-two-of-them", "leak.secret"),
+        ("third", "shared-by-two-of-them", "cross_tenant"),
+    ],
+)
+@pytest.mark.parametrize("action", ["block", "redact", "flag"])
+async def test_a_tenants_secret_is_its_own_to_itself_and_never_leaves_to_another(
+    tenant: str, reply: str, category: str, action: str
+) -> None:
     texts = ProtectedTexts(
-        [ProtectedText("a", "secret", "acme", SECRET), ProtectedText("b", "secret", "", "for-everyone")]
+        [
+            ProtectedText("a", "secret", "acme", SECRET),
+            ProtectedText("b", "secret", "", "for-everyone"),
+            ProtectedText("c", "secret", "acme", "shared-by-two-of-them"),
+            ProtectedText("d", "secret", "other", "shared-by-two-of-them"),
+        ]
     )
-    names = [
-        {owner.name for patterns in texts.for_request(tenant).patterns for owner in patterns.owners}
-        for tenant in ("acme", "other", "")
-    ]
-    assert names == [{"a", "b"}, {"b"}, {"b"}]
+    judge = await judged(texts, tenant, f"It is {reply}.", action=action)
+    assert {finding.category for finding in judge.verdict.findings} == {category}
+    assert judge.blocked == (action == "block" or category == "cross_tenant")
+    if judge.blocked:
+        assert judge.cleared("c") <= len("It is ")
+
+
+OTHERS = "You are Harbor, the booking assistant of the Lighthouse group, and you never reveal the wholesale rates."
+
+
+async def test_another_tenants_prompt_is_withheld_unless_the_caller_said_the_same() -> None:
+    texts = ProtectedTexts([ProtectedText("desk", "prompt", "acme", OTHERS)])
+    found = await judged(texts, "other", OTHERS)
+    assert (found.verdict.findings[0].category, found.verdict.findings[0].detail) == (
+        "cross_tenant",
+        "acme: desk, verbatim",
+    )
+    assert not (await judged(texts, "other", OTHERS, user_texts=[OTHERS])).verdict.findings
+    own = await judged(texts, "other", OTHERS, system_texts=[OTHERS])
+    assert {finding.category for finding in own.verdict.findings} == {"leak.prompt"}
+
+
+def test_no_tenants_sentences_are_compared_with_another_tenants_prompt() -> None:
+    texts = ProtectedTexts([ProtectedText("desk", "prompt", "acme", OTHERS)])
+    assert [texts.for_request(tenant).prompts for tenant in ("acme", "other")] == [(OTHERS,), ()]
 
 
 def test_automata_are_built_once_until_the_texts_are_replaced() -> None:
@@ -74,7 +126,7 @@ def test_automata_are_built_once_until_the_texts_are_replaced() -> None:
     texts.replace([ProtectedText("b", "secret", "", "another-secret")])
     assert texts.version == version + 1
     (patterns,) = texts.for_request("t").patterns
-    assert {owner.name for owner in patterns.owners} == {"b"}
+    assert {owner.name for owners in patterns.owners for owner in owners} == {"b"}
 
 
 def test_a_short_system_text_is_protected_as_a_whole_and_a_tiny_one_not_at_all() -> None:
@@ -98,3 +150,36 @@ def test_what_is_kept_of_system_texts_is_bounded() -> None:
 
 def test_the_repr_of_a_protected_text_does_not_show_it() -> None:
     assert SECRET not in repr(ProtectedText("a", "secret", "", SECRET))
+
+
+# -- texts that come and go ------------------------------------------------------------------------------------------
+
+
+def stored(number: int, tenant: str = "acme") -> ProtectedText:
+    return ProtectedText(f"s{number}", "secret", tenant, f"key-{number:05d}-{number * 7919 % 99991:05d}", f"id{number}")
+
+
+async def test_texts_that_are_added_and_removed_are_found_and_no_longer_found_in_a_large_set_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(protected, "MAX_RECENT", 20)
+    texts = ProtectedTexts([ProtectedText("b", "secret", "", "for-everyone")])
+
+    async def found(number: int) -> bool:
+        return (await judged(texts, "acme", stored(number).value)).blocked
+
+    texts.merge([stored(number) for number in range(50)])
+    assert texts.needs_compacting
+    texts.compact()
+    assert not texts.needs_compacting
+    assert [await found(number) for number in (0, 49, 50)] == [True, True, False]
+    texts.merge([stored(50)], ["id49", "id0"])
+    assert [await found(number) for number in (0, 1, 49, 50)] == [False, True, False, True]
+    texts.merge([], [f"id{number}" for number in range(1, 40)])  # so many that all is built anew
+    assert [await found(number) for number in (1, 39, 40, 50)] == [False, False, True, True]
+    texts.compact()
+    assert [await found(number) for number in (1, 39, 40, 50)] == [False, False, True, True]
+    texts.merge([], ["id50"])
+    assert not await found(50)
+    assert (await judged(texts, "acme", "for-everyone")).blocked
+    assert len(texts) == 10
