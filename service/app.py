@@ -6,6 +6,7 @@ import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import msgspec
@@ -35,6 +36,7 @@ from service.api.chat_reply import ChatWire
 from service.api.messages_reply import MessagesWire
 from service.api.messages_to_chat import ChatAsMessages
 from service.errors import NotFound, WireError, to_wire
+from service.firewall.extraction import ExtractionWatch
 from service.firewall.injection import InjectionGuard
 from service.firewall.leakage import LeakageGuard
 from service.firewall.protected import ProtectedText, ProtectedTexts, registered
@@ -229,6 +231,7 @@ def connect(settings: Settings) -> Parts:
         {name: line.under_way for name, line in lines.items()},
     )
     metrics.watch("reservations", "Reservations that are not settled", quota.in_flight)
+    watch = ExtractionWatch(settings.extraction, monotonic, metrics.alarm) if settings.extraction.enabled else None
     gateway = Gateway(
         tenancy=tenants,
         prompts=model.guard if model else None,
@@ -238,6 +241,7 @@ def connect(settings: Settings) -> Parts:
         audit=audit,
         observe=metrics.observe,
         digest=digest,
+        watch=watch,
         overlap=settings.detection.mode == "overlap",
         translations={ChatWire.name: ChatAsMessages()},
     )

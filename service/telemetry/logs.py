@@ -19,7 +19,7 @@ ALLOWED_KEYS = frozenset(
     {
         *("event", "level", "logger", "timestamp", "request_id", "code", "status", "error", "at", "dropped"),
         *("tenant", "key_id", "provider", "protocol", "action", "category", "guard", "count", "host", "port"),
-        *("execution_provider", "artifact", "version", "duration_ms", "workers"),
+        *("execution_provider", "artifact", "version", "duration_ms", "workers", "reasons"),
     }
 )
 MAX_VALUE_CHARS = 300
