@@ -247,29 +247,30 @@ ATTACKS: Mapping[str, Callable[[_Caller, float, int], None]] = {
     "self-instruct, slow": _slow,
 }
 DISTRIBUTED = "self-instruct over 25 keys"
+COPIES = (*ATTACKS, DISTRIBUTED)
+STYLES = (*BENIGN, *COPIES)
 
 
-def tenants(cells: Cells, seed: int, each: int, most: int) -> Iterator[Tenant]:
-    """`each` tenants of every kind and style; a copy makes up to `most` calls. Equal seeds, equal tenants."""
-    for style, write in BENIGN.items():
-        for number in range(each):
-            chooser = random.Random(f"{seed}/{style}/{number}")
-            yield _tenant(f"{style} {number}", style, _application(chooser, cells, write), attack=False)
-    for style in (*ATTACKS, DISTRIBUTED):
-        for number in range(each):
-            chooser = random.Random(f"{seed}/{style}/{number}")
-            calls = _application(chooser, cells, chooser.choice(list(BENIGN.values())))
-            begun_s = chooser.uniform(2.0, 2.9) * DAY_S
-            if style == DISTRIBUTED:
-                whole = _Caller("", chooser, cells, copies=True)
-                _self_instruct(whole, begun_s, most)
-                calls += [msgspec.structs.replace(c, key=f"k{i % 25}") for i, c in enumerate(whole.calls)]
-            else:
-                # Half by a key that has worked honestly, half by a new one.
-                copier = _Caller(chooser.choice(("a0", "new")), chooser, cells, copies=True)
-                ATTACKS[style](copier, begun_s, most)
-                calls += copier.calls
-            yield _tenant(f"{style} {number}", style, calls, attack=True)
+def tenants(cells: Cells, seed: int, style: str, count: int, most: int) -> Iterator[Tenant]:
+    """`count` tenants of a kind or style (`STYLES`); a copy makes up to `most` calls. Equal seeds, equal tenants."""
+    for number in range(count):
+        chooser = random.Random(f"{seed}/{style}/{number}")
+        name = f"{style} {number}"
+        if style in BENIGN:
+            yield _tenant(name, style, _application(chooser, cells, BENIGN[style]), attack=False)
+            continue
+        calls = _application(chooser, cells, chooser.choice(list(BENIGN.values())))
+        begun_s = chooser.uniform(2.0, 2.9) * DAY_S
+        if style == DISTRIBUTED:
+            whole = _Caller("", chooser, cells, copies=True)
+            _self_instruct(whole, begun_s, most)
+            calls += [msgspec.structs.replace(call, key=f"k{i % 25}") for i, call in enumerate(whole.calls)]
+        else:
+            # Half by a key that has worked honestly, half by a new one.
+            copier = _Caller(chooser.choice(("a0", "new")), chooser, cells, copies=True)
+            ATTACKS[style](copier, begun_s, most)
+            calls += copier.calls
+        yield _tenant(name, style, calls, attack=True)
 
 
 def _application(chooser: random.Random, cells: Cells, write: Callable[[_Caller], None]) -> list[Call]:

@@ -21,6 +21,7 @@ _SWEPT: Final = 12.0
 _FEW, _MANY = 100.0, 10_000.0
 _SURGE: Final = (0.0, 4.0)  # doublings of the usual hour
 _SHOWN: Final = 0.1  # of the sum of all signals: what has less part in a score is no reason for it
+_TELLING: Final = 0.5  # what is so plain is told all the same, for whoever has to look into it
 
 SIGNALS: Final = {
     "sweep": "logit biases that change from call to call",
@@ -64,6 +65,7 @@ def _judged(signals: Mapping[str, float], counts: Counts) -> Assessment:
     parts = {name: WEIGHTS[name] * value for name, value in signals.items()}
     total = sum(parts.values())
     shown = sorted((name for name in parts if parts[name] > _SHOWN * total), key=lambda name: -parts[name])
+    shown += [name for name in signals if signals[name] >= _TELLING and name not in shown]
     return Assessment(sigmoid(BIAS + total), tuple(shown), counts.calls)
 
 
