@@ -360,8 +360,8 @@ def _extraction(figures: dict[str, Any]) -> list[str]:
     cost, alarms = figures["cost"], figures["false_alarms"]
     sections = [
         f"**{percent(alarms)}** of the ordinary tenants, evaluation runs apart, were suspected at least once in four "
-        f"days. A call costs {number(cost['us']['p50'], 0)} µs at p50 and {number(cost['us']['p99'], 0)} µs at p99, the "
-        f"encoder apart; a key and a tenant take {cost['bytes']:,} bytes each.",
+        f"days. A call costs {number(cost['us']['p50'], 0)} µs at p50 and {number(cost['us']['p99'], 0)} µs at p99, "
+        f"the encoder apart; a key and a tenant take {cost['bytes']:,} bytes each.",
         f"Simulated: {figures['tenants']} tenants of each kind and style with one to three keys, copies of up to "
         f"{figures['copies']} calls within ordinary traffic. Weights and threshold come from other tenants, of which "
         f"{figures['allowed']:.0%} of the ordinary ones were allowed to reach it. Both halves are written by one "

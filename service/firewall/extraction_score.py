@@ -35,16 +35,16 @@ SIGNALS: Final = {
 }
 """Names of the signals, and what each stands for."""
 
-BIAS: Final = -6.0
+BIAS: Final = -8.69
 WEIGHTS: Final[Mapping[str, float]] = {
-    "sweep": 9.0,
-    "distribution": 2.0,
-    "labels": 1.0,
-    "template": 1.0,
-    "drill": 2.0,
-    "spread": 2.0,
-    "harvest": 3.0,
-    "surge": 2.0,
+    "sweep": 12.52,
+    "distribution": 0.0,
+    "labels": 0.0,
+    "template": 0.0,
+    "drill": 0.0,
+    "spread": 10.2,
+    "harvest": 3.14,
+    "surge": 6.1,
 }
 
 
