@@ -93,7 +93,7 @@ class Sketch:
     def windows(self) -> tuple[Counts, ...]:
         """The last hour and the last day, as of the last `add` or `slide`."""
         rows: list[list[int]] = self._sums.tolist()
-        return tuple(Counts(*row[:_FIRST_CELL], tuple(row[_FIRST_CELL:])) for row in rows)  # type: ignore[arg-type]
+        return tuple(map(_counts, rows))
 
     @property
     def usual_calls(self) -> float:
@@ -144,3 +144,9 @@ class Sketch:
         self._biases[self._kept_biases % _RECENT] = bias
         self._kept_biases += 1
         return True
+
+
+def _counts(row: list[int]) -> Counts:
+    calls, fresh, single, templated, logprobs, biased, swept, short, greedy, many = row[:_FIRST_CELL]
+    cells = tuple(row[_FIRST_CELL:])
+    return Counts(calls, fresh, single, templated, logprobs, biased, swept, short, greedy, many, cells)
