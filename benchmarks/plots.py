@@ -160,9 +160,27 @@ def _leakage_families(figures: dict[str, Any]) -> Any:
     return figure
 
 
+def _extraction_queries(figures: dict[str, Any]) -> Any:
+    figure, axes = pyplot.subplots(figsize=(7.4, 4.0))
+    lines = ("-", "--", ":")
+    for index, (name, row) in enumerate(figures["attacks"].items()):
+        total, after = row["noticed"]["total"], row["queries"]
+        places = [1, *after, figures["copies"]]
+        shares = [0.0, *((number + 1) / total for number in range(len(after))), len(after) / total]
+        style = lines[index // len(_COLOURS)]
+        axes.step(places, shares, where="post", color=_COLOURS[index % len(_COLOURS)], linestyle=style, label=name)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(mpl.ticker.FormatStrFormatter("%g"))
+    axes.set(xlim=(1, figures["copies"]), ylim=(0, 1.02), xlabel="calls of the copy", ylabel="share of copies noticed")
+    axes.set_title("Copies noticed, by the number of their calls", loc="left")
+    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=7.5)
+    return figure
+
+
 _DRAWINGS: dict[str, dict[str, Callable[[dict[str, Any]], Any]]] = {
     "recall": {"by_kind": _recall_by_kind, "curves": _recall_curves},
     "latency": {"stages": _latency_stages},
     "overhead": {"curves": _overhead_curves},
     "leakage": {"families": _leakage_families},
+    "extraction": {"queries": _extraction_queries},
 }

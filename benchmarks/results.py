@@ -15,7 +15,10 @@ import onnxruntime
 
 from service.scoring.artifact import load_artifact
 
-PARTS = ("recall", "evasion", "latency", "overhead", "hostile", "leakage", "protected", "credentials", "quota")
+PARTS = (
+    *("recall", "evasion", "latency", "overhead", "hostile", "leakage", "protected", "credentials", "quota"),
+    "extraction",
+)
 ROOT = Path(__file__).resolve().parents[1]
 
 

@@ -380,7 +380,45 @@ def _quota(figures: dict[str, Any]) -> list[str]:
     ]
 
 
+# -- extraction ------------------------------------------------------------------------------------------------------
+
+
+def _extraction(figures: dict[str, Any]) -> list[str]:
+    cost, alarms = figures["cost"], figures["false_alarms"]
+    sections = [
+        f"**{percent(alarms)}** of the ordinary tenants, evaluation runs apart, were suspected at least once in four "
+        f"days. A call costs {number(cost['us']['p50'], 0)} µs at p50 and {number(cost['us']['p99'], 0)} µs at p99, "
+        f"the encoder apart; a key and a tenant take {cost['bytes']:,} bytes each.",
+        f"Simulated: {figures['tenants']} tenants of each kind and style with one to three keys, copies of up to "
+        f"{figures['copies']} calls within ordinary traffic. Weights and threshold come from other tenants, of which "
+        f"{figures['allowed']:.0%} of the ordinary ones were allowed to reach it. Both halves are written by one "
+        "simulator: this shows how the signals work on such traffic, not what share of real copies is noticed.",
+        table(
+            ("Copy", "noticed", "calls until then, median", "p90", "seen in the tenant's sketch"),
+            [
+                (name, percent(row["noticed"]), number(row["median"], 0), number(row["p90"], 0), str(row["by_tenant"]))
+                for name, row in figures["attacks"].items()
+            ],
+        ),
+        table(
+            ("Ordinary traffic", "tenants suspected", "calls", "reasons"),
+            [
+                (name, percent(row["alarms"]), number(row["calls"], 0), "; ".join(row["reasons"]) or "–")
+                for name, row in figures["benign"].items()
+            ],
+        ),
+        "Evaluation runs are a copy's very traffic while a set is run for the first time; their keys are to be exempt.",
+    ]
+    rows = [("bias", figures["learned"]["bias"], figures["shipped"]["bias"])]
+    rows += [
+        (name, value, figures["shipped"]["weights"][name]) for name, value in figures["learned"]["weights"].items()
+    ]
+    sections.append(table(("Weight", "learned now", "shipped"), [(name, number(a), number(b)) for name, a, b in rows]))
+    return sections
+
+
 _SECTIONS = {
+    "extraction": _extraction,
     "recall": _recall,
     "evasion": _evasion,
     "latency": _latency,

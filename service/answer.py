@@ -220,3 +220,9 @@ def block_error(verdict: Verdict, request_id: str, what: str) -> WireError:
     if category == "oversize":
         return WireError(413, "invalid_request_error", PayloadTooLarge.code, message, pointer)
     return WireError(400, "invalid_request_error", "content_filter", message, pointer)
+
+
+def extraction_error(request_id: str) -> WireError:
+    """What a caller is told whose calls look like the copying of a model: neither why nor since when."""
+    message = f"Calls of this key are refused by the firewall: model_extraction (request {request_id})."
+    return WireError(403, "permission_error", "model_extraction", message)

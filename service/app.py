@@ -6,6 +6,7 @@ import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import msgspec
@@ -36,6 +37,7 @@ from service.api.chat_reply import ChatWire
 from service.api.messages_reply import MessagesWire
 from service.api.messages_to_chat import ChatAsMessages
 from service.errors import NotFound, WireError, to_wire
+from service.firewall.extraction import ExtractionWatch
 from service.firewall.injection import InjectionGuard
 from service.firewall.leakage import LeakageGuard
 from service.firewall.protected import ProtectedText, ProtectedTexts
@@ -236,6 +238,7 @@ def connect(settings: Settings) -> Parts:
     )
     metrics.watch("protected_texts", "Texts that replies are compared with", texts.__len__)
     metrics.watch("reservations", "Reservations that are not settled", quota.in_flight)
+    copies = ExtractionWatch(settings.extraction, monotonic, metrics.alarm) if settings.extraction.enabled else None
     gateway = Gateway(
         tenancy=tenants,
         prompts=model.guard if model else None,
@@ -245,6 +248,7 @@ def connect(settings: Settings) -> Parts:
         audit=audit,
         observe=metrics.observe,
         digest=digest,
+        watch=copies,
         overlap=settings.detection.mode == "overlap",
         translations={ChatWire.name: ChatAsMessages()},
     )

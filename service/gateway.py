@@ -7,6 +7,7 @@ cleared, and every request ends in exactly one audit row, durable before the ans
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Coroutine, Mapping
 from time import perf_counter
 from typing import Any
@@ -14,14 +15,16 @@ from typing import Any
 import structlog
 from msgspec.structs import replace
 
-from service.answer import Answer, block_error
+from service.answer import Answer, block_error, extraction_error
 from service.errors import (
     FirewallError,
     GuardFailed,
+    LimitExceeded,
     NotFound,
     RequestError,
     to_wire,
 )
+from service.firewall.extraction import Ruling
 from service.firewall.prompt import Prompt
 from service.firewall.verdict import Verdict
 from service.interfaces import (
@@ -29,6 +32,7 @@ from service.interfaces import (
     Call,
     Caller,
     CallerLeft,
+    CallWatch,
     Digest,
     Exchange,
     IssuedIds,
@@ -57,7 +61,8 @@ _log = structlog.get_logger("gateway")
 
 
 class Gateway:
-    """Everything a request passes through. `prompts` None turns the input side off; `overlap` starts the provider's
+    """Everything a request passes through. `prompts` None turns the input side off; `watch` looks for the extraction of
+    models; `overlap` starts the provider's
     call while the prompt is still judged; `translations` are by the protocol of the caller (`Wire.name`).
     """
 
@@ -72,6 +77,7 @@ class Gateway:
         audit: AuditSink,
         observe: Callable[[AuditRow], None],
         digest: Digest,
+        watch: CallWatch | None = None,
         overlap: bool = False,
         translations: Mapping[str, Translation] | None = None,
     ) -> None:
@@ -83,6 +89,7 @@ class Gateway:
         self.audit = audit
         self.observe = observe
         self.digest = digest
+        self.watch = watch
         self.overlap = overlap
         self.translations = translations or {}
 
@@ -182,6 +189,12 @@ class _Request:
         call = self._ledger.call = self._pinned(caller, call)
         route = await self._route(caller.tenant, call)
         caller.authorise((segment.role, segment.pointer) for segment in call.prompt.segments)
+        ruling = self._rule(caller, call)
+        if ruling.action == "block":
+            await self._answer.refuse(extraction_error(exchange.request_id), "block")
+            return
+        if ruling.action == "strip":
+            call = self._ledger.call = replace(call, body=exchange.without_probes(call.body))
         texts = [segment.text for segment in call.prompt.segments]
         if caller.system_prompt and not call.stored:
             texts.append(caller.system_prompt)
@@ -198,6 +211,7 @@ class _Request:
         early = asyncio.ensure_future(self._forward(route, call)) if gateway.overlap else None
         try:
             verdict = await self._judge_prompt(call.prompt)
+            self._see(caller, call, verdict)
             if verdict.action == "block":
                 await self._answer.refuse(block_error(verdict, exchange.request_id, "prompt"), "block")
                 return
@@ -223,6 +237,30 @@ class _Request:
             return call
         body = call.body if call.stored else self._exchange.wire.pin(call, text)
         return replace(call, body=body, system_texts=(text, *call.system_texts))
+
+    def _rule(self, caller: Caller, call: Call) -> Ruling:
+        """What the caller's earlier calls mean for this one. Raises LimitExceeded for one that comes too soon."""
+        watch = self._gateway.watch
+        if watch is None or call.stored or call.counted_only:
+            return Ruling()
+        ruling = watch.rule(caller.tenant, caller.key_id, call.sampling)
+        self._ledger.noted = ruling.findings
+        if ruling.action == "throttle":
+            headers = {"retry-after": str(math.ceil(ruling.wait_s))}
+            raise LimitExceeded("This key is asked to call less often for a while.", headers=headers)
+        return ruling
+
+    def _see(self, caller: Caller, call: Call, verdict: Verdict) -> None:
+        """Count the call among its caller's. A watch that breaks is logged: it must not keep anybody from an answer."""
+        watch = self._gateway.watch
+        if watch is None or call.stored or call.counted_only:
+            return
+        try:
+            found = watch.see(caller.tenant, caller.key_id, call.prompt, call.sampling, verdict.cell)
+        except Exception as error:
+            log_unexpected(self._exchange.request_id, error)
+            return
+        self._ledger.noted = (*self._ledger.noted, *found)
 
     async def _route(self, tenant: str, call: Call) -> Route:
         """Who is asked. Raises NotFound, also for an id that this provider did not issue to this tenant."""

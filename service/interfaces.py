@@ -12,8 +12,10 @@ from typing import Any, Protocol
 import msgspec
 
 from service.errors import WireError
+from service.firewall.extraction import Ruling
+from service.firewall.extraction_observation import Sampling
 from service.firewall.prompt import Prompt
-from service.firewall.verdict import Verdict, decide
+from service.firewall.verdict import Finding, Verdict, decide
 from service.records.audit import AuditRow
 from service.settings import Limits
 from service.tenancy.issued import Origin
@@ -41,7 +43,7 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     the answer. `stored` is the id of what the call is about where it is about something kept: the provider that issued
     it is asked, no model works and nothing is generated; nor is it where `counted_only`. `reports_usage`: the reply
     says what it used without being asked. `repeats_prompt`: the reply may begin with the prompt. `method` and `path`
-    are those of the provider's side; an empty path is the protocol's own.
+    are those of the provider's side; an empty path is the protocol's own. `sampling` is what is asked beside the text.
     """
 
     model: str
@@ -64,6 +66,7 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     repeats_prompt: bool = False
     method: str = "POST"
     path: str = ""
+    sampling: Sampling = Sampling()
 
 
 class Usage(msgspec.Struct, frozen=True):
@@ -198,6 +201,9 @@ class Exchange(Protocol):
     def name_model(self, body: bytes, model: str) -> bytes:
         """A body of this protocol that asks for this model, every other byte as it is."""
 
+    def without_probes(self, body: bytes) -> bytes:
+        """A body of this protocol that asks for no log-probabilities and biases no token, every other byte as it is."""
+
     async def receive(self) -> Call:
         """Read and parse the request. Raises RequestError, CallerLeft."""
 
@@ -316,6 +322,16 @@ class PromptGuard(Protocol):
 
     async def judge(self, prompt: Prompt, *, digest: Digest, cache_scope: str) -> Verdict:
         """Raises UnavailableError where it cannot judge and fails closed."""
+
+
+class CallWatch(Protocol):
+    """Watches what a caller asks for over many calls."""
+
+    def rule(self, tenant: str, key_id: str, sampling: Sampling) -> Ruling:
+        """What happens to the caller's next call, by what was seen before."""
+
+    def see(self, tenant: str, key_id: str, prompt: Prompt, sampling: Sampling, cell: int) -> Sequence[Finding]:
+        """Count a call; `cell` is that of the prompt's verdict. What it makes of the caller, for the record only."""
 
 
 class ReplyJudge(Protocol):

@@ -12,7 +12,7 @@ import msgspec
 import structlog
 
 from service.errors import MalformedRequest, UpstreamUnavailable, UpstreamUnreachable
-from service.firewall.verdict import Verdict, decide
+from service.firewall.verdict import Finding, Verdict, decide
 from service.interfaces import AuditSink, Call, Caller, Exchange, ReplyJudge, Reservation, Tenancy, Usage
 from service.records.audit import AuditFinding, AuditRow
 from service.release import Release
@@ -35,7 +35,8 @@ class Ledger:
     provider was called (0.0: not at all), `answered` whether an answer of it began. `system_texts` are the call's own
     and those of the turns it goes on from; `hides_usage`: the provider was asked for what the caller did not ask for;
     `echo_judge` is for what only repeats one of `echoes`. `provider` is who would be asked, is asked or has answered;
-    `attempts` says of each that was tried how it went.
+    `attempts` says of each that was tried how it went. `noted` is for the record alone: what was found in the caller's
+    calls together.
     """
 
     def __init__(self, books: Books, exchange: Exchange) -> None:
@@ -50,6 +51,7 @@ class Ledger:
         self.reservation: Reservation | None = None
         self.prompt_verdict: Verdict | None = None
         self.reply_verdict: Verdict | None = None
+        self.noted: tuple[Finding, ...] = ()
         self.system_texts: tuple[str, ...] = ()
         self.judge: ReplyJudge | None = None
         self.echo_judge: ReplyJudge | None = None
@@ -118,6 +120,8 @@ class Ledger:
         if self.reply_verdict is None and self.judge is not None:
             self.reply_verdict = self.judge.verdict
         verdicts = [v for v in (self.prompt_verdict, self.reply_verdict) if v is not None]
+        if self.noted:
+            verdicts.append(Verdict(findings=self.noted))
         findings = [finding for verdict in verdicts for finding in verdict.findings]
         folded = decide(findings)
         decisive = folded.decisive

@@ -168,6 +168,10 @@ class _Exchange:
     def forwarded_headers(self) -> dict[str, str]:
         return {}
 
+    def without_probes(self, body: bytes) -> bytes:
+        """Nothing is forwarded."""
+        return body
+
     def name_model(self, body: bytes, model: str) -> bytes:
         return body  # nothing is forwarded
 

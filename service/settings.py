@@ -159,6 +159,19 @@ class Protected(_Strict, frozen=True, kw_only=True):
     file: str = ""
 
 
+class Extraction(_Strict, frozen=True, kw_only=True):
+    """What follows where a key's or tenant's calls look like the copying of a model: their score reaches `score`.
+    `exempt` are tenants and ids of keys that are not watched.
+    """
+
+    enabled: bool = True
+    action: Literal["alert", "strip", "throttle", "block"] = "alert"
+    score: Rate = 0.9
+    throttle_s: PositiveSeconds = 10.0
+    max_callers: Positive = 4_096
+    exempt: tuple[str, ...] = ()
+
+
 class Limits(_Strict, frozen=True, kw_only=True):
     """Absent means unlimited."""
 
@@ -231,6 +244,7 @@ class Settings(_Strict, frozen=True, kw_only=True):
     detection: Detection = Detection()
     leakage: Leakage = Leakage()
     protected: tuple[Protected, ...] = ()
+    extraction: Extraction = Extraction()
     limits: Limits = Limits()
     tenants: tuple[Tenant, ...] = ()
     keys: KeyDefaults = KeyDefaults()

@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
 from service.api import strict_json
+from service.api.sampling import without_probes
 from service.errors import (
     Forbidden,
     MalformedRequest,
@@ -126,6 +127,10 @@ class HttpExchange:
     def name_model(self, body: bytes, model: str) -> bytes:
         """The body asking for this model, every other byte as it is: all protocols name it at the top."""
         return strict_json.splice_member(body, "model", model)
+
+    def without_probes(self, body: bytes) -> bytes:
+        """The body without what shows or bends the distribution of tokens, every other byte as it is."""
+        return without_probes(body)
 
     async def receive(self) -> Call:
         """Check the headers, read the body under its cap and in its time, parse it. Raises RequestError, CallerLeft."""

@@ -9,6 +9,7 @@ from service.api.asgi import Handler, endpoint
 from service.api.chat_prompt import FIELDS, Reading
 from service.api.chat_reply import ChatWire
 from service.api.request_fields import model_of, read_object, recorded
+from service.api.sampling import sampling_of
 from service.firewall.prompt import Prompt
 from service.gateway import Gateway
 from service.interfaces import Call
@@ -41,4 +42,5 @@ def parse_request(body: bytes, server: Server) -> Call:
         choices=choices,
         reports_usage=not request.get("stream") or (request.get("stream_options") or {}).get("include_usage") is True,
         unknown_fields=recorded(request.keys() - FIELDS.known),
+        sampling=sampling_of(request),
     )

@@ -14,6 +14,7 @@ from service.api.asgi import Handler, endpoint, malformed
 from service.api.chat_reply import ChatWire
 from service.api.inputs import Decode, Inputs
 from service.api.request_fields import Fields, model_of, read_object, recorded
+from service.api.sampling import sampling_of
 from service.api.strict_json import pointer
 from service.errors import Forbidden
 from service.firewall.prompt import Prompt, Unscannable
@@ -69,6 +70,7 @@ def parse_request(body: bytes, server: Server, decode: Decode) -> Call:
         token_ids=reading.token_ids,
         repeats_prompt=request.get("echo") is True,
         unknown_fields=recorded(request.keys() - _FIELDS.known),
+        sampling=sampling_of(request),
     )
 
 

@@ -13,6 +13,7 @@ from service.api.asgi import Handler, endpoint, malformed
 from service.api.messages_prompt import FIELDS, Reading
 from service.api.messages_reply import CountWire, MessagesWire
 from service.api.request_fields import model_of, read_object, recorded
+from service.api.sampling import sampling_of
 from service.firewall.prompt import Prompt
 from service.gateway import Gateway
 from service.interfaces import Call
@@ -61,4 +62,5 @@ def _call(request: dict[str, Any], body: bytes, server: Server, *, stream: Any, 
         user_texts=reading.texts_of("user"),
         max_output_tokens=max_output_tokens,
         unknown_fields=recorded(request.keys() - FIELDS.known),
+        sampling=sampling_of(request),
     )

@@ -9,6 +9,7 @@ from service.api.asgi import Handler, endpoint
 from service.api.request_fields import model_of, read_object, recorded
 from service.api.responses_prompt import FIELDS, Reading, echoes_of
 from service.api.responses_reply import ResponsesWire
+from service.api.sampling import sampling_of
 from service.firewall.prompt import Prompt
 from service.gateway import Gateway
 from service.interfaces import Call
@@ -39,4 +40,5 @@ def parse_request(body: bytes, server: Server) -> Call:
         references=tuple(reading.references),
         echoes=echoes_of(request),
         deferred=bool(request.get("background")),
+        sampling=sampling_of(request),
     )

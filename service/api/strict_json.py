@@ -115,6 +115,22 @@ def splice_member(body: bytes, key: str, value: Any) -> bytes:
     return (text[:opening] + json.dumps(key) + ":" + encoded + comma + text[opening:]).encode("utf-8")
 
 
+def splice_out(body: bytes, key: str) -> bytes:
+    """Take one member out of the top-level object of a valid body and leave every other byte as it is."""
+    text = body.decode("utf-8")
+    at = begun = text.index("{") + 1
+    while text[at := _skip(text, at, " \t\n\r,")] != "}":
+        name, after = _DECODER.raw_decode(text, at)
+        _, end = _DECODER.raw_decode(text, _skip(text, after, " \t\n\r:"))
+        if name == key:
+            behind = _skip(text, end, " \t\n\r")
+            # One comma goes with it: that behind, or, of the last member, that before.
+            kept = (text[:at], text[behind + 1 :]) if text[behind] == "," else (text[:begun], text[end:])
+            return "".join(kept).encode("utf-8")
+        at = begun = end
+    return body
+
+
 def splice_first(body: bytes, key: str, value: Any) -> bytes:
     """Put a value before all others in a list that is a member of the top-level object of a valid body.
 

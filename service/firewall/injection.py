@@ -28,6 +28,7 @@ from service.firewall.text_score import TextScore, TextScorer, TextWindow, Windo
 from service.firewall.verdict import Action, Finding, Verdict, decide, severest
 from service.scoring.artifact import Artifact
 from service.scoring.attack_index import AttackIndex
+from service.scoring.cells import CoarseCells
 from service.scoring.encoder import Encoded
 from service.settings import Detection
 
@@ -41,6 +42,8 @@ CACHED_WINDOWS = 65_536
 _MAX_HIDDEN_FINDINGS = 8
 
 Digest = Callable[[str], str]
+_Found = tuple[list[Finding], tuple[str, ...], int]
+"""Findings, who could not judge, the prompt's cell."""
 
 
 class EncodesWindows(Protocol):
@@ -83,6 +86,7 @@ class InjectionGuard:
         self._policies = role_policies(detection, artifact.manifest)
         self._batcher = batcher
         self._scorer = TextScorer(artifact, index)
+        self._cells = CoarseCells(index.vectors())
         self._version = artifact.version
         self._max_chars = detection.max_windows * (artifact.manifest.max_tokens - artifact.manifest.overlap_tokens)
         self._max_chars *= CHARS_PER_TOKEN
@@ -109,7 +113,7 @@ class InjectionGuard:
         ]
         try:
             async with asyncio.timeout(self._detection.deadline_s):
-                found, unjudged = await self._judge(prompt, digest, cache_scope)
+                found, unjudged, cell = await self._judge(prompt, digest, cache_scope)
         except UnavailableError:
             if self._detection.on_error == "block":
                 raise
@@ -120,9 +124,9 @@ class InjectionGuard:
             if isinstance(error, TimeoutError):
                 raise DeadlineExceeded("judging took longer than detection.deadline_s") from error
             raise GuardFailed(f"the injection guard failed ({type(error).__name__})") from error
-        return decide([*noted, *found], unjudged)
+        return msgspec.structs.replace(decide([*noted, *found], unjudged), cell=cell)
 
-    async def _judge(self, prompt: Prompt, digest: Digest, cache_scope: str) -> tuple[list[Finding], tuple[str, ...]]:
+    async def _judge(self, prompt: Prompt, digest: Digest, cache_scope: str) -> _Found:
         deadline = monotonic() + self._detection.deadline_s
         if sum(len(segment.text) for segment in prompt.segments) > self._max_chars:
             return self._oversize()
@@ -134,14 +138,14 @@ class InjectionGuard:
         encoded = None
         if job.missing:
             encoded = await self._batcher.encode(list(job.missing.values()), deadline - monotonic())
-        findings = await loop.run_in_executor(self._executor, self._conclude, job, encoded, digest)
-        return findings, ()
+        findings, cell = await loop.run_in_executor(self._executor, self._conclude, job, encoded, digest)
+        return findings, (), cell
 
-    def _oversize(self) -> tuple[list[Finding], tuple[str, ...]]:
+    def _oversize(self) -> _Found:
         action = self._detection.on_oversize
         detail = f"more than {self._detection.max_windows} windows"
         # Where policy lets it through, nothing of it was judged, and the record says so.
-        return [Finding(GUARD, "oversize", 0.0, action, detail=detail)], () if action == "block" else (GUARD,)
+        return [Finding(GUARD, "oversize", 0.0, action, detail=detail)], () if action == "block" else (GUARD,), -1
 
     def _prepare(self, prompt: Prompt, prefix: bytes, deadline: float) -> _Job:
         """Everything before the model: look up, sanitise, decode, tokenise. Runs in a worker thread."""
@@ -175,16 +179,24 @@ class InjectionGuard:
             job.texts.append(text)
         return job
 
-    def _conclude(self, job: _Job, encoded: Encoded | None, digest: Digest) -> list[Finding]:
-        """Everything after the model: similarity, scores, policy. Runs in a worker thread."""
+    def _conclude(self, job: _Job, encoded: Encoded | None, digest: Digest) -> tuple[list[Finding], int]:
+        """Everything after the model: similarity, scores, policy; and the cell of the last text that a user wrote, or
+        of the last one. Runs in a worker thread.
+        """
         if encoded is not None:
-            rows = self._scorer.rows(encoded)
+            rows, cells = self._scorer.rows(encoded), self._cells.of(encoded.vectors)
             for number, key in enumerate(job.missing):
-                job.rows[key] = WindowRow(rows.logits[number].copy(), float(rows.similarity[number]))
+                job.rows[key] = WindowRow(
+                    rows.logits[number].copy(), float(rows.similarity[number]), int(cells[number])
+                )
                 self._windows.put(key, job.rows[key])
         findings: list[Finding] = []
+        cell = last = -1
         for text in job.texts:
             scored = text.scored or self._score(text, job.rows)
+            if not text.joined:
+                last = scored.cell
+                cell = scored.cell if text.segment.role == "user" else cell
             policy = self._policies[text.segment.role]
             finding = attack_finding(text.segment, scored.score, policy, digest, joined=text.joined)
             same = severest(f.action for f in findings if f.guard == GUARD)
@@ -193,7 +205,7 @@ class InjectionGuard:
                 findings.append(finding)
             if not text.joined:
                 findings += hidden_findings(text.segment, scored.hidden, digest)
-        return findings
+        return findings, cell if cell >= 0 else last
 
     def _score(self, text: _Text, known: dict[bytes, WindowRow]) -> ScoredText:
         rows = [known[key] for key in text.keys]
@@ -201,7 +213,8 @@ class InjectionGuard:
             np.stack([row.logits for row in rows]) if rows else np.empty((0, 0), np.float32),
             np.array([row.similarity for row in rows], np.float32),
         )
-        scored = ScoredText(self._scorer.score_rows(text.cut, stacked), text.hidden, len(text.cut))
+        cell = rows[0].cell if rows else -1  # the main view's first window
+        scored = ScoredText(self._scorer.score_rows(text.cut, stacked), text.hidden, len(text.cut), cell)
         self._texts.put(text.key, scored)
         return scored
 

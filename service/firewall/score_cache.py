@@ -25,18 +25,20 @@ Key = bytes
 
 
 class ScoredText(msgspec.Struct, frozen=True):
-    """A text's score, what is hidden in it, and how many windows all its views had."""
+    """A text's score, what is hidden in it, how many windows all its views had, and the coarse cell of its first."""
 
     score: TextScore
     hidden: tuple[Hidden, ...]
     windows: int
+    cell: int = -1
 
 
 class WindowRow(msgspec.Struct, frozen=True, eq=False):
-    """One window's logits float32 (labels,) and its similarity to the nearest known attack."""
+    """One window's logits float32 (labels,), its similarity to the nearest known attack, and its coarse cell."""
 
     logits: npt.NDArray[np.float32]
     similarity: float
+    cell: int = -1
 
 
 class Recent(Generic[T]):

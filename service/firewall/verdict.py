@@ -12,6 +12,7 @@ Category = Literal[
     "injection",
     "jailbreak",
     "extraction",
+    "model_extraction",
     "leak.secret",
     "leak.prompt",
     "leak.credential",
@@ -45,11 +46,14 @@ class Finding(msgspec.Struct, frozen=True):
 
 
 class Verdict(msgspec.Struct, frozen=True):
-    """The findings and the action: the severest of all of them. `unjudged` names guards that could not judge."""
+    """The findings and the action: the severest of all of them. `unjudged` names guards that could not judge. `cell` is
+    the coarse cell of the embedding space in which a prompt's last text lies, -1 where it was not encoded.
+    """
 
     action: Action = "allow"
     findings: tuple[Finding, ...] = ()
     unjudged: tuple[str, ...] = ()
+    cell: int = -1
 
     @property
     def decisive(self) -> Finding | None:

@@ -61,6 +61,12 @@ class AttackIndex:
         similarity, rows = self._index.search(np.ascontiguousarray(vectors, np.float32), 1)
         return similarity[:, 0], rows[:, 0]
 
+    def vectors(self) -> Floats:
+        """All rows: float32 (rows, dim), L2-normalised, as exact as the index keeps them."""
+        if not self._attacks:
+            return np.empty((0, self._index.d), np.float32)
+        return np.asarray(self._index.reconstruct_n(0, self._index.ntotal), np.float32)
+
     def category(self, row: int) -> str:
         """The category of an index row."""
         return self._attacks[row].category

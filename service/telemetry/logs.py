@@ -31,7 +31,7 @@ ALLOWED_KEYS = frozenset(
             "host",
             "port",
         ),
-        *("execution_provider", "artifact", "version", "duration_ms", "workers"),
+        *("execution_provider", "artifact", "version", "duration_ms", "workers", "reasons"),
     }
 )
 MAX_VALUE_CHARS = 300

@@ -65,6 +65,15 @@ class Observed(Protocol):
     def total_ms(self) -> float: ...  # noqa: D102
 
 
+class Suspicion(Protocol):
+    """What is counted of an alarm."""
+
+    @property
+    def scope(self) -> str: ...  # noqa: D102
+    @property
+    def action(self) -> str: ...  # noqa: D102
+
+
 class Metrics:
     """One process's metrics, in a registry of its own."""
 
@@ -97,6 +106,12 @@ class Metrics:
             ("provider", "outcome"),
             registry=self._registry,
         )
+        self._alarms = Counter(
+            "firewall_extraction_alarms",
+            "Keys and tenants that came under suspicion of copying a model",
+            ("scope", "action"),
+            registry=self._registry,
+        )
         self._build = Info("firewall_build", "What runs here", registry=self._registry)
 
     def observe(self, row: Observed) -> None:
@@ -118,6 +133,10 @@ class Metrics:
             self._attempts.labels(provider, outcome).inc()
         self._tokens.labels("prompt").inc(row.prompt_tokens)
         self._tokens.labels("completion").inc(row.completion_tokens)
+
+    def alarm(self, alarm: Suspicion) -> None:
+        """Count a key or tenant whose calls look like the copying of a model."""
+        self._alarms.labels(alarm.scope, alarm.action).inc()
 
     def watch(self, name: str, help_text: str, read: Callable[[], float]) -> None:
         """A gauge `firewall_<name>` that asks `read` at every scrape, such as the depth of the scoring queue."""

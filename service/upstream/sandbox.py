@@ -105,7 +105,8 @@ class Sandbox:
         base = {"id": "chatcmpl-sandbox", "created": int(time.time()), "model": model}
         if not stream:
             message = {"role": "assistant", "refusal": None, **reply}
-            choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": _reason(reply)}
+            logprobs = _logprobs(reply) if request.get("logprobs") else None
+            choice = {"index": 0, "message": message, "logprobs": logprobs, "finish_reason": _reason(reply)}
             document = {**base, "object": "chat.completion", "choices": [choice], "usage": usage}
             document["system_fingerprint"] = _FINGERPRINT
             return SandboxReply(200, "application/json", iter((_encode(document),)), pause_s)
@@ -248,6 +249,13 @@ def _completions(request: dict[str, Any], kind: str, number: int, pause_s: float
 
 def _reason(reply: dict[str, Any]) -> str:
     return "tool_calls" if reply.get("tool_calls") else "stop"
+
+
+def _logprobs(reply: dict[str, Any]) -> dict[str, Any]:
+    """Certainty about every piece: rules have no distribution."""
+    pieces = _CHUNK.findall(reply.get("content") or "")
+    certain = [{"token": piece, "logprob": 0.0, "bytes": list(piece.encode()), "top_logprobs": []} for piece in pieces]
+    return {"content": certain, "refusal": None}
 
 
 def _usage(request: dict[str, Any], reply: dict[str, Any]) -> dict[str, int]:

@@ -190,6 +190,29 @@ def _figures() -> dict[str, dict[str, Any]]:
             "prompt_words": 60,
             "piece_chars": 5,
         },
+        "extraction": {
+            "tenants": 8,
+            "copies": 800,
+            "allowed": 0.05,
+            "learned": {"bias": -9.0, "weights": {"sweep": 11.0}},
+            "shipped": {"bias": -9.5, "weights": {"sweep": 11.5}},
+            "attacks": {
+                "sweep": {
+                    "noticed": family["stopped"],
+                    "by_tenant": 1,
+                    "queries": [9, 30],
+                    "median": 19.5,
+                    "p90": 28.0,
+                },
+                "slow": {
+                    "noticed": family["stopped"] | {"hits": 0, "value": 0.0},
+                    **{"by_tenant": 0, "queries": [], "median": None, "p90": None},
+                },
+            },
+            "benign": {"chat": {"alarms": family["stopped"], "calls": 900, "reasons": ["key: spread"]}},
+            "false_alarms": family["stopped"],
+            "cost": {"us": _ms(90.0), "bytes": 9_584},
+        },
         "quota": {
             "workers": 4,
             "backends": {quota.MEMORY: {"ms": _ms(0.2), "goal_ms": 0.3, "met": True, "callers": []}},
@@ -243,7 +266,7 @@ def test_a_part_that_was_not_measured_is_named_and_a_quick_run_is_marked() -> No
     quick = {name: msgspec.structs.replace(part, quick=True) for name, part in results.parts.items()}
 
     assert (
-        "Not measured yet: recall, evasion, overhead, hostile, leakage, protected, credentials, quota."
+        "Not measured yet: recall, evasion, overhead, hostile, leakage, protected, credentials, quota, extraction."
         in tables.render(results)
     )
     assert "Quick run" not in tables.render(results)
@@ -257,10 +280,10 @@ async def test_callers_at_once_overspend_nothing_and_everything_is_accounted_for
 
 
 def test_every_part_is_drawn(tmp_path: Any) -> None:
-    drawn = plots.draw(_results("recall", "latency", "overhead", "leakage"), tmp_path / "plots")
+    drawn = plots.draw(_results("recall", "latency", "overhead", "leakage", "extraction"), tmp_path / "plots")
 
     assert {path.partition("_")[0] for path in drawn} == {
-        *("plots/recall", "plots/latency", "plots/overhead", "plots/leakage")
+        *("plots/recall", "plots/latency", "plots/overhead", "plots/leakage", "plots/extraction")
     }
     assert all((tmp_path / path).read_bytes().startswith(b"\x89PNG") for path in drawn)
 
