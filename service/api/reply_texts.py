@@ -8,6 +8,8 @@ channel (`chat_texts`); what is the same for all of them is here.
 
 from __future__ import annotations
 
+import base64
+import binascii
 import codecs
 import json
 import re
@@ -17,6 +19,7 @@ from hashlib import blake2s
 from typing import Any, NamedTuple
 
 from service.api import sse, strict_json
+from service.api.texts import plain_text
 from service.errors import MalformedRequest, PayloadTooLarge, UpstreamInvalid
 from service.interfaces import Piece, Usage
 
@@ -58,6 +61,7 @@ NAMES = frozenset(_KNOWN.split())
 COMPLETE = frozenset({"type", "format", "object", "model", "service_tier"})
 _JSON_TEXTS = re.compile(r"/(?:arguments|partial_json)(?:#\d+)?\Z")
 _MIN_NUMBER = 10**7  # a protected text has eight characters
+_MIN_BINARY_CHARS = 128
 _ESCAPE = re.compile(r'\\(?:u([0-9a-fA-F]{4})|(["\\/bfnrt]))')
 # The end of a text in which an escape has begun, or stands that is half a character.
 _OPEN_ESCAPE = re.compile(
@@ -246,7 +250,7 @@ def strings(box: Any, key: Any, channel: str) -> Iterator[Slot]:
         else:
             for position in range(len(value)):
                 yield from strings(value, position, f"{channel}/{position}")
-    elif isinstance(value, (int, float)) and key != "logprob" and (abs(value) >= _MIN_NUMBER or value % 1):
+    elif isinstance(value, (int, float)) and (abs(value) >= _MIN_NUMBER or (value % 1 and key != "logprob")):
         yield Slot(f"{channel}=", box, key, "number")
 
 
@@ -254,6 +258,19 @@ def unknown_key(box: dict[str, Any], name: str, channel: str) -> Iterator[Slot]:
     """A member's name, where no protocol knows it."""
     if name not in NAMES:
         yield Slot(f"{channel}/keys=", box, name, "key")
+
+
+def is_binary(value: Any) -> bool:
+    """Whether a string is a sound or an image in base64, which no text guard can read: strict, of some length, and of
+    bytes that are no text. A word is none, however well its letters would decode.
+    """
+    if not isinstance(value, str) or len(value) < _MIN_BINARY_CHARS:
+        return False
+    try:
+        raw = base64.b64decode(value, validate=True)
+    except (binascii.Error, ValueError):
+        return False
+    return plain_text(raw) is None
 
 
 def channel_name(name: str) -> str:
