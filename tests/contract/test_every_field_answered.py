@@ -135,7 +135,7 @@ async def test_a_reply_of_each_shape_that_the_sdk_knows_leaves_byte_for_byte(way
             assert json.dumps(found.value).encode() in out, found
 
 
-# What readers of a stream join. OpenAI's SDK joins every string of a chat's delta (`accumulate_delta`); Anthropic's puts a
+# What readers of a stream join. OpenAI's SDK joins every string of a delta (`accumulate_delta`); Anthropic's puts a
 # signature in the place of the one before. Names of members stay apart everywhere.
 JOINED = {
     "chat": r"\.choices\[\]\(Choice\)\.delta\(.*\.\w+",
