@@ -5,8 +5,10 @@ from __future__ import annotations
 import inspect
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime
+from functools import cache
+from random import Random
 from typing import Any, NamedTuple
 
 import typing_extensions
@@ -97,6 +99,7 @@ def least(kind: Any, above: tuple[Any, ...] = ()) -> Any:
     return None
 
 
+@cache
 def _members(kind: Any) -> dict[str, tuple[Any, bool]]:
     """The members of an object as they are written on the wire: their types, and whether each is needed."""
     if issubclass(kind, BaseModel):
@@ -137,3 +140,37 @@ def _is_sequence(origin: Any) -> bool:
 
 def _is_object(kind: Any) -> bool:
     return inspect.isclass(kind) and (typing_extensions.is_typeddict(kind) or issubclass(kind, BaseModel))
+
+
+def drawn(kind: Any, chance: Random, text: Callable[[], str], above: tuple[Any, ...] = ()) -> Any:
+    """Any value of a type: some of what it may have, now and then a member that no type knows."""
+    kind = _bare(kind)
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if kind is str:
+        return text()
+    if kind in (object, Any):
+        return chance.choice([text(), chance.randrange(100), None, [text()], {text(): {"n": chance.random()}}])
+    if kind in _SCALARS:
+        return {bool: chance.random() < 0.5, float: round(chance.uniform(-2, 2), 3)}.get(kind, chance.randrange(1, 99))
+    if origin is typing.Literal:
+        return chance.choice(inner)
+    if origin in {typing.Union, types.UnionType}:
+        # A file or a path is read by the SDK, and stands on the wire as a string.
+        written = [part for part in inner if part is types.NoneType or least(part, above) is not None]
+        return drawn(chance.choice(written), chance, text, above)
+    if _is_mapping(origin):
+        return {text(): drawn(inner[1], chance, text, above) for _ in range(chance.randrange(3))}
+    if _is_sequence(origin):
+        few = 0 if _bare(inner[0]) in above else chance.randrange(1, 3)
+        return [drawn(inner[0], chance, text, above) for _ in range(few)]
+    if _is_object(kind):
+        many = 0.3 if len(above) < 3 else 0.1
+        names = {n: m for n, (m, required) in _members(kind).items() if required or chance.random() < many}
+        made = {name: drawn(member, chance, text, (*above, kind)) for name, member in names.items()}
+        made |= _ONE_OF.get(kind.__name__, {})
+        if chance.random() < 0.1:
+            made[UNKNOWN] = chance.choice([text(), None, [1, text()], {"deep": {"er": text()}}])
+        items = list(made.items())
+        chance.shuffle(items)
+        return dict(items)
+    return None

@@ -58,7 +58,9 @@ def _choice(choice: dict[str, Any], channel: str) -> Iterator[Slot]:
                         yield from strings(tokens, position, place)
                 else:
                     yield from strings(value, name, place)
-        elif key not in {"finish_reason", "native_finish_reason"} or (value is not None and value not in _REASONS):
+        elif (
+            key not in {"finish_reason", "native_finish_reason"} or not isinstance(value, str) or value not in _REASONS
+        ):
             yield from strings(choice, key, f"{channel}/choice/{channel_name(key)}")
 
 

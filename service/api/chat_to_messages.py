@@ -194,7 +194,7 @@ def _choice(request: dict[str, Any]) -> dict[str, Any] | None:
         _only(choice, {"type", "function"}, ("tool_choice",))
         _only(function, {"name"}, ("tool_choice", "function"))
         out = {"type": "tool", "name": _string(function, "name", ("tool_choice", "function"))}
-    elif choice is None or choice in _CHOICES:
+    elif choice is None or (isinstance(choice, str) and choice in _CHOICES):
         out = {"type": _CHOICES[choice or "auto"]}
     else:
         raise _untold("tool_choice")

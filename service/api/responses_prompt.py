@@ -133,7 +133,8 @@ class Reading(RequestTexts):
     def _item(self, item: dict[str, Any], path: Path, index: int) -> None:
         kind = item.get("type")
         if kind is None:
-            kind = "item_reference" if item.keys() <= {"type", "id"} else "message"
+            refers = "id" in item and not item.keys() & {"role", "content"}
+            kind = "item_reference" if refers else "message"
         if not isinstance(kind, str):
             raise malformed(pointer(*path, "type"), "the type of an item")
         role: Role = "tool"

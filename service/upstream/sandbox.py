@@ -8,7 +8,8 @@
 It speaks chat completions, legacy completions (as if the prompt were the last user message), Responses
 (`sandbox_responses`), and Messages and their counting (`sandbox_messages`). Where tools are offered and the last user
 message is `call <name> <json>`, any of them answers with that tool call; a tool's result is such a message as well.
-`sandbox-embedding` makes vectors (`sandbox_embeddings`). Every reply says `sandbox` in its `system_fingerprint`, `metadata`, `id` or model's name.
+`sandbox-embedding` makes vectors (`sandbox_embeddings`). Every reply says `sandbox` in its `system_fingerprint`,
+`metadata`, `id` or model's name.
 """
 
 from __future__ import annotations
