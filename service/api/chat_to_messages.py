@@ -159,7 +159,7 @@ def _image(image: Any, path: Path) -> dict[str, Any]:
     if isinstance(image, str):
         image = {"url": image}
     _only(image, {"url", "detail"}, path)
-    if image.get("detail") not in {None, "auto"}:
+    if image.get("detail") not in (None, "auto"):
         raise _untold(*path, "detail")
     url = image.get("url")
     inline = _DATA_URL.fullmatch(url) if isinstance(url, str) else None

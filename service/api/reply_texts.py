@@ -62,6 +62,9 @@ COMPLETE = frozenset({"type", "format", "object", "model", "service_tier"})
 _JSON_TEXTS = re.compile(r"/(?:arguments|partial_json)(?:#\d+)?\Z")
 _MIN_NUMBER = 10**7  # a protected text has eight characters
 _MIN_BINARY_CHARS = 128
+# Parts of one text: readers such as the `output_text` of OpenAI's SDK join them.
+_PARTS = re.compile(r"(output|choices/\d+)(?:/[^/]+)?/content/\d+/text\Z")
+_SEAM_CHARS = 256
 _ESCAPE = re.compile(r'\\(?:u([0-9a-fA-F]{4})|(["\\/bfnrt]))')
 # The end of a text in which an escape has begun, or stands that is half a character.
 _OPEN_ESCAPE = re.compile(
@@ -77,7 +80,7 @@ class Slot(NamedTuple):
 
     A channel that begins with `=` is one whose whole text this string may repeat (`Texts`).
     `kind` tells strings (`text`) from lists of UTF-8 bytes (`bytes`), from numbers (`number`), from object keys (`key`)
-    and from a second reading of a string that was `old` when it was read (`unescaped`).
+    and from a second reading of a string that was `old` when it was read (`unescaped`, `joined`).
     """
 
     channel: str
@@ -87,12 +90,28 @@ class Slot(NamedTuple):
     old: str = ""
 
 
+class _Seam:
+    """Follows a text over its parts: from the second part on it tells what the joined text says, seam included."""
+
+    def __init__(self) -> None:
+        self._part = self._tail = ""
+        self._crossed = False
+
+    def add(self, part: str, text: str) -> str | None:
+        """The next text of a part; what is to be judged of the joined text, None where that is the part's own."""
+        lead = self._tail if text and part != self._part and not self._crossed else ""
+        self._crossed = self._crossed or bool(lead)
+        self._part = part if text else self._part
+        self._tail = (self._tail + text)[-_SEAM_CHARS:]
+        return lead + text if self._crossed else None
+
+
 class Texts:
     """Finds the texts in a reply's documents, and keeps what text is still half in one event and half in the next.
 
     Some protocols say a text piece by piece and then once more as a whole (`repeats`). A whole that is what its channel
     has said needs no second judgement; one whose channel is silent so far is that channel's text; any other is judged
-    by itself.
+    by itself. A text that goes on in another part is judged across the seam as well, in a channel of its own.
     """
 
     def __init__(self, *, streamed: bool = False, repeats: bool = False) -> None:
@@ -104,6 +123,7 @@ class Texts:
         self._channels: set[str] = set()
         self._said: dict[str, blake2s] = {}
         self._over: set[str] = set()
+        self._seams: dict[str, _Seam] = {}
 
     def piece(
         self,
@@ -151,6 +171,11 @@ class Texts:
                 found.append(Slot(channel, slot.box, slot.key, "unescaped", slot.box[slot.key]))
                 if slot.channel in alone:
                     alone.append(channel)
+            if not again and (parts := _PARTS.match(slot.channel)):
+                seam = self._seams.setdefault(parts[1], _Seam())
+                if (joined := seam.add(slot.channel, text)) is not None:
+                    texts.append((f"{parts[1]}#parts", joined))
+                    found.append(Slot(f"{parts[1]}#parts", slot.box, slot.key, "joined", slot.box[slot.key]))
         return Piece(
             raw=raw,
             texts=tuple(texts),

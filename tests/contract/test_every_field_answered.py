@@ -6,7 +6,7 @@ import base64
 import json
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from anthropic.types import Message, RawMessageStreamEvent
@@ -54,14 +54,14 @@ BEFORE_A_DELTA = (
 )
 
 
-def release(wire: Wire) -> Release:
-    settings = Leakage(stream="exact", action="block")
+def release(wire: Wire, action: Literal["block", "redact"] = "block") -> Release:
+    settings = Leakage(stream="exact", action=action)
     return Release(ReplyJudge(PROTECTED.for_request("t"), settings, lambda text: "digest"), wire)
 
 
-async def answered(wire: Wire, document: Any) -> bytes:
+async def answered(wire: Wire, document: Any, action: Literal["block", "redact"] = "block") -> bytes:
     """What leaves of a whole reply."""
-    to = release(wire)
+    to = release(wire, action)
     await to.take(wire.read_reply(json.dumps(document).encode()), last=True)
     await to.finish()
     return to.cleared()
@@ -188,3 +188,47 @@ async def test_a_sound_or_an_image_leaves_as_it_is_and_words_in_its_place_do_not
     assert sent.encode() in await way(wire, document)
     for words in (LETTERS, base64.b64encode(f"the key is {LETTERS}, ".encode() * 9).decode()):
         assert words.encode() not in await way(wire, json.loads(sent.replace(PICTURE, words)))
+
+
+def two_parts(first: str, second: str) -> list[Any]:
+    """A text in two parts of one message, and in two messages."""
+    parts = [{"type": "output_text", "text": text, "annotations": []} for text in (first, second)]
+    message = {"type": "message", "id": "m", "role": "assistant", "status": "completed"}
+    base = {"id": "r", "object": "response", "created_at": 1, "model": "m", "tools": [], "tool_choice": "auto"}
+    base["parallel_tool_calls"] = True
+    outputs = [[{**message, "content": parts}], [{**message, "content": [part]} for part in parts]]
+    return [{**base, "output": output} for output in outputs]
+
+
+@pytest.mark.parametrize("number", [0, 1])
+async def test_a_secret_cut_over_two_parts_that_the_sdk_joins_does_not_leave(number: int) -> None:
+    document = two_parts(f"The key: {SECRET[:12]}", f"{SECRET[12:]}, as you asked.")[number]
+    assert SECRET in Response.model_validate(document).output_text
+    assert SECRET[12:].encode() not in await answered(ResponsesWire(), document)
+    places = [(0, 0), (0, 1)] if number == 0 else [(0, 0), (1, 0)]
+    events = [
+        {"type": f"response.output_text.{step}", "output_index": item, "content_index": part, name: text}
+        for (item, part), text in zip(places, (SECRET[:12], SECRET[12:]), strict=True)
+        for step, name in (("delta", "delta"), ("done", "text"))
+    ]
+    out = await streamed(ResponsesWire(), *events, {"type": "response.completed", "response": document})
+    assert SECRET[12:].encode() not in out
+
+
+@pytest.mark.parametrize("number", [0, 1])
+async def test_a_text_in_two_parts_leaves_byte_for_byte(number: int) -> None:
+    document = two_parts("The rivers: the Ebro", " and the Duero.")[number]
+    assert await answered(ResponsesWire(), document) == json.dumps(document).encode()
+
+
+@pytest.mark.parametrize("number", [0, 1])
+async def test_a_secret_within_a_second_part_is_redacted_there(number: int) -> None:
+    document = two_parts("The rivers: the Ebro", f" and {SECRET}.")[number]
+    out = await answered(ResponsesWire(), document, "redact")
+    assert Response.model_validate_json(out).output_text == "The rivers: the Ebro and [redacted]."
+
+
+async def test_a_secret_cut_over_two_parts_of_a_chat_s_content_does_not_leave() -> None:
+    parts = [{"type": "text", "text": text} for text in (SECRET[:12], SECRET[12:])]
+    document = {"choices": [{"index": 0, "message": {"role": "assistant", "content": parts}}]}
+    assert await answered(ChatWire(), document) == b""

@@ -109,7 +109,10 @@ CHAT: dict[str, Any] = {
         {"role": "system", "content": "a word"},
         {
             "role": "user",
-            "content": [{"type": "text", "text": "x"}, {"type": "image_url", "image_url": {"url": "data:"}}],
+            "content": [
+                {"type": "text", "text": "x"},
+                {"type": "image_url", "image_url": {"url": "data:", "detail": "auto"}},
+            ],
         },
         {
             "role": "assistant",
