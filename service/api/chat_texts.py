@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from service.api.reply_texts import COMPLETE, Slot, Texts, channel_name, index_of, is_binary, strings, unknown_key
+from service.api.reply_texts import COMPLETE, Slot, Texts, channel_name, index_of, strings, unknown_key
+from service.api.texts import is_binary
 from service.interfaces import Piece, Usage
 
 _ROLES = frozenset({"assistant", "user", "system", "developer", "tool", "function"})

@@ -8,8 +8,6 @@ channel (`chat_texts`); what is the same for all of them is here.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import codecs
 import json
 import re
@@ -19,7 +17,7 @@ from hashlib import blake2s
 from typing import Any, NamedTuple
 
 from service.api import sse, strict_json
-from service.api.texts import plain_text
+from service.api.reply_parts import Seams
 from service.errors import MalformedRequest, PayloadTooLarge, UpstreamInvalid
 from service.interfaces import Piece, Usage
 
@@ -61,10 +59,6 @@ NAMES = frozenset(_KNOWN.split())
 COMPLETE = frozenset({"type", "format", "object", "model", "service_tier"})
 _JSON_TEXTS = re.compile(r"/(?:arguments|partial_json)(?:#\d+)?\Z")
 _MIN_NUMBER = 10**7  # a protected text has eight characters
-_MIN_BINARY_CHARS = 128
-# Parts of one text: readers such as the `output_text` of OpenAI's SDK join them.
-_PARTS = re.compile(r"(output|choices/\d+)(?:/[^/]+)?/content/\d+/text\Z")
-_SEAM_CHARS = 256
 _ESCAPE = re.compile(r'\\(?:u([0-9a-fA-F]{4})|(["\\/bfnrt]))')
 # The end of a text in which an escape has begun, or stands that is half a character.
 _OPEN_ESCAPE = re.compile(
@@ -90,22 +84,6 @@ class Slot(NamedTuple):
     old: str = ""
 
 
-class _Seam:
-    """Follows a text over its parts: from the second part on it tells what the joined text says, seam included."""
-
-    def __init__(self) -> None:
-        self._part = self._tail = ""
-        self._crossed = False
-
-    def add(self, part: str, text: str) -> str | None:
-        """The next text of a part; what is to be judged of the joined text, None where that is the part's own."""
-        lead = self._tail if text and part != self._part and not self._crossed else ""
-        self._crossed = self._crossed or bool(lead)
-        self._part = part if text else self._part
-        self._tail = (self._tail + text)[-_SEAM_CHARS:]
-        return lead + text if self._crossed else None
-
-
 class Texts:
     """Finds the texts in a reply's documents, and keeps what text is still half in one event and half in the next.
 
@@ -123,7 +101,7 @@ class Texts:
         self._channels: set[str] = set()
         self._said: dict[str, blake2s] = {}
         self._over: set[str] = set()
-        self._seams: dict[str, _Seam] = {}
+        self._seams = Seams()
 
     def piece(
         self,
@@ -171,11 +149,9 @@ class Texts:
                 found.append(Slot(channel, slot.box, slot.key, "unescaped", slot.box[slot.key]))
                 if slot.channel in alone:
                     alone.append(channel)
-            if not again and (parts := _PARTS.match(slot.channel)):
-                seam = self._seams.setdefault(parts[1], _Seam())
-                if (joined := seam.add(slot.channel, text)) is not None:
-                    texts.append((f"{parts[1]}#parts", joined))
-                    found.append(Slot(f"{parts[1]}#parts", slot.box, slot.key, "joined", slot.box[slot.key]))
+            if not again and (joined := self._seams.joined(slot.channel, text)) is not None:
+                texts.append(joined)
+                found.append(Slot(joined[0], slot.box, slot.key, "joined", slot.box[slot.key]))
         return Piece(
             raw=raw,
             texts=tuple(texts),
@@ -283,19 +259,6 @@ def unknown_key(box: dict[str, Any], name: str, channel: str) -> Iterator[Slot]:
     """A member's name, where no protocol knows it."""
     if name not in NAMES:
         yield Slot(f"{channel}/keys=", box, name, "key")
-
-
-def is_binary(value: Any) -> bool:
-    """Whether a string is a sound or an image in base64, which no text guard can read: strict, of some length, and of
-    bytes that are no text. A word is none, however well its letters would decode.
-    """
-    if not isinstance(value, str) or len(value) < _MIN_BINARY_CHARS:
-        return False
-    try:
-        raw = base64.b64decode(value, validate=True)
-    except (binascii.Error, ValueError):
-        return False
-    return plain_text(raw) is None
 
 
 def channel_name(name: str) -> str:

@@ -303,7 +303,7 @@ class Reading(RequestTexts):
             for index, tool in enumerate(value):
                 if not isinstance(tool, dict):
                     raise malformed(pointer(name, index), "a tool definition")
-                if tool.get("type") in {"function", "custom"}:
+                if tool.get("type") in ("function", "custom"):  # it may be of any type
                     string(tool.get("name"), (name, index, "name"))
                 self._container(tool, (name, index))
                 self.add(segments_of(tool, (name, index), "tool"))

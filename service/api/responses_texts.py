@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from service.api.reply_texts import Slot, channel_name, index_of, is_binary, strings, unknown_key
+from service.api.reply_texts import Slot, channel_name, index_of, strings, unknown_key
+from service.api.texts import is_binary
 from service.interfaces import Usage
 
 # Complete where they stand, in an item as in an event; other strings of an item may grow.

@@ -99,6 +99,21 @@ def test_no_request_that_is_almost_right_breaks_its_parser(name: str, seed: int)
             PARSERS[name](body)
 
 
+@pytest.mark.parametrize(
+    ("parse", "document"),
+    [
+        (PARSERS["responses"], {"model": "m", "tools": [{"type": {}}]}),
+        (chat_to_messages.translate, {"model": "m", "messages": [], "tool_choice": ["auto"]}),
+        (messages_to_chat.completion_of, {"content": [{"type": {}}]}),
+        (WHOLE["chat"][0].read_reply, {"choices": [{"finish_reason": {}}]}),
+        (lambda body: STREAMED["responses"][0].open_stream().feed(b"data: " + body + b"\n\n"), {"type": []}),
+    ],
+)
+def test_a_name_that_is_no_string_breaks_nothing(parse: Callable[[bytes], Any], document: Any) -> None:
+    with contextlib.suppress(FirewallError):
+        parse(encoded(document))
+
+
 CHAT: dict[str, Any] = {
     "model": "m",
     "max_tokens": 9,
