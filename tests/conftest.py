@@ -56,3 +56,8 @@ def serve(folders: pytest.TempPathFactory, patch: pytest.MonkeyPatch, more: str)
     (folder / "firewall.toml").write_text(protected + more, encoding="utf-8")
     with running(service.app.create_app(config.load(folder / "firewall.toml"))) as url:
         yield url
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--exchanges N`: how many made-up exchanges each protocol is tried with (`tests/e2e/test_fidelity.py`)."""
+    parser.addoption("--exchanges", type=int, default=200, help="made-up exchanges for each protocol")

@@ -45,7 +45,7 @@ def document() -> dict[str, Any]:
                     "description": "Done",
                     "content": _json(schemas[answer] if answer else {"type": "object"}),
                 },
-                "default": {"description": "An error", "content": _json({"$ref": "#/components/schemas/Error"})},
+                **{str(code): {"$ref": "#/components/responses/Error"} for code in _ERRORS},
             },
         }
         if parameters:
@@ -61,6 +61,9 @@ def document() -> dict[str, Any]:
         "security": [{"token": []}],
         "components": {
             "schemas": {**components, "Error": _ERROR},
+            "responses": {
+                "Error": {"description": "An error", "content": _json({"$ref": "#/components/schemas/Error"})}
+            },
             "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
         },
         "paths": {
@@ -114,6 +117,8 @@ def document() -> dict[str, Any]:
     }
 
 
+_ERRORS = (400, 401, 403, 404, 408, 409, 413, 415, 429, 500, 503)
+"""Any operation may answer so."""
 _ERROR = {
     "type": "object",
     "properties": {

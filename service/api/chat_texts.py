@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from typing import Any
 
 from service.api.reply_texts import COMPLETE, Slot, Texts, channel_name, index_of, strings, unknown_key
+from service.api.texts import is_binary
 from service.interfaces import Piece, Usage
 
 _ROLES = frozenset({"assistant", "user", "system", "developer", "tool", "function"})
 _REASONS = frozenset({"stop", "length", "tool_calls", "content_filter", "function_call", "error"})
 _COMPLETE_AT_TOP = frozenset({"id", "system_fingerprint", "provider", "obfuscation"}) | COMPLETE
-_BASE64 = re.compile(r"[A-Za-z0-9+/=_-]*")
 
 
 def piece_of(texts: Texts, document: dict[str, Any], raw: bytes, event: str = "") -> Piece:
@@ -60,7 +59,9 @@ def _choice(choice: dict[str, Any], channel: str) -> Iterator[Slot]:
                         yield from strings(tokens, position, place)
                 else:
                     yield from strings(value, name, place)
-        elif key not in {"finish_reason", "native_finish_reason"} or (value is not None and value not in _REASONS):
+        elif (
+            key not in {"finish_reason", "native_finish_reason"} or not isinstance(value, str) or value not in _REASONS
+        ):
             yield from strings(choice, key, f"{channel}/choice/{channel_name(key)}")
 
 
@@ -83,12 +84,9 @@ def _message(message: dict[str, Any], name: str, channel: str) -> Iterator[Slot]
     elif name == "audio" and isinstance(value, dict):
         for key, item in value.items():
             yield from unknown_key(value, key, f"{channel}/audio")
-            if key == "data" and isinstance(item, str) and _BASE64.fullmatch(item):
+            if key == "data" and is_binary(item):
                 continue  # sound
-            if key == "id" and isinstance(item, str):
-                yield Slot(f"{channel}/audio/id=", value, key)
-            else:
-                yield from strings(value, key, f"{channel}/audio/{channel_name(key)}")
+            yield from strings(value, key, f"{channel}/audio/{channel_name(key)}")
     elif name != "role" or not isinstance(value, str) or value not in _ROLES:
         yield from strings(message, name, f"{channel}/{channel_name(name)}")
 

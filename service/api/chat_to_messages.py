@@ -159,7 +159,7 @@ def _image(image: Any, path: Path) -> dict[str, Any]:
     if isinstance(image, str):
         image = {"url": image}
     _only(image, {"url", "detail"}, path)
-    if image.get("detail") not in {None, "auto"}:
+    if image.get("detail") not in (None, "auto"):
         raise _untold(*path, "detail")
     url = image.get("url")
     inline = _DATA_URL.fullmatch(url) if isinstance(url, str) else None
@@ -194,7 +194,7 @@ def _choice(request: dict[str, Any]) -> dict[str, Any] | None:
         _only(choice, {"type", "function"}, ("tool_choice",))
         _only(function, {"name"}, ("tool_choice", "function"))
         out = {"type": "tool", "name": _string(function, "name", ("tool_choice", "function"))}
-    elif choice is None or choice in _CHOICES:
+    elif choice is None or (isinstance(choice, str) and choice in _CHOICES):
         out = {"type": _CHOICES[choice or "auto"]}
     else:
         raise _untold("tool_choice")

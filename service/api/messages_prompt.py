@@ -83,7 +83,8 @@ class Reading(RequestTexts):
     def _message(self, message: Any, index: int) -> None:
         path: Path = ("messages", index)
         role = self.role_of(message, path, _ROLES, index)
-        if "content" not in message:
+        # A system message may only set how much effort the turn is worth.
+        if "content" not in message and not (role == "system" and isinstance(message.get("output_config"), dict)):
             raise malformed(pointer(*path, "content"), "a string or a list of content blocks")
         for name, value in message.items():
             if name == "content":

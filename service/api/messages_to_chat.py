@@ -88,7 +88,7 @@ def completion_of(body: bytes) -> bytes:
     texts: list[str] = []
     calls: list[dict[str, Any]] = []
     for block in message["content"]:
-        kind = block.get("type") if isinstance(block, dict) else None
+        kind = _kind(block)
         if kind == "text":
             texts.append(_string(block, "text"))
         elif kind == "tool_use":
@@ -190,7 +190,7 @@ class ChatEvents:
             raise UpstreamInvalid("The provider's stream has events out of their order.")
 
     def _begin(self, index: int, block: Any) -> Iterator[bytes]:
-        kind = block.get("type") if isinstance(block, dict) else None
+        kind = _kind(block)
         if kind not in {"text", "tool_use", *_DROPPED}:
             raise _unknown()
         self._open[index] = kind
@@ -206,7 +206,7 @@ class ChatEvents:
                 yield self._arguments(index, _json(block["input"]))
 
     def _grow(self, index: int, delta: Any) -> Iterator[bytes]:
-        kind = delta.get("type") if isinstance(delta, dict) else None
+        kind = _kind(delta)
         if kind == "text_delta" and self._open[index] == "text":
             yield self._chunk({"content": _string(delta, "text")})
         elif kind == "input_json_delta" and self._open[index] == "tool_use":
@@ -227,6 +227,11 @@ class ChatEvents:
     def _count(self, usage: Any) -> None:
         if isinstance(usage, dict):
             self._usage |= {name: count for name, count in usage.items() if count is not None}
+
+
+def _kind(box: Any) -> str:
+    kind = box.get("type") if isinstance(box, dict) else None
+    return kind if isinstance(kind, str) else ""
 
 
 def _head(message: dict[str, Any], kind: str) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from hashlib import blake2s
 from typing import Any, NamedTuple
 
 from service.api import sse, strict_json
+from service.api.reply_parts import Seams
 from service.errors import MalformedRequest, PayloadTooLarge, UpstreamInvalid
 from service.interfaces import Piece, Usage
 
@@ -73,7 +74,7 @@ class Slot(NamedTuple):
 
     A channel that begins with `=` is one whose whole text this string may repeat (`Texts`).
     `kind` tells strings (`text`) from lists of UTF-8 bytes (`bytes`), from numbers (`number`), from object keys (`key`)
-    and from a second reading of a string that was `old` when it was read (`unescaped`).
+    and from a second reading of a string that was `old` when it was read (`unescaped`, `joined`).
     """
 
     channel: str
@@ -88,7 +89,7 @@ class Texts:
 
     Some protocols say a text piece by piece and then once more as a whole (`repeats`). A whole that is what its channel
     has said needs no second judgement; one whose channel is silent so far is that channel's text; any other is judged
-    by itself.
+    by itself. A text that goes on in another part is judged across the seam as well, in a channel of its own.
     """
 
     def __init__(self, *, streamed: bool = False, repeats: bool = False) -> None:
@@ -100,6 +101,7 @@ class Texts:
         self._channels: set[str] = set()
         self._said: dict[str, blake2s] = {}
         self._over: set[str] = set()
+        self._seams = Seams()
 
     def piece(
         self,
@@ -147,6 +149,9 @@ class Texts:
                 found.append(Slot(channel, slot.box, slot.key, "unescaped", slot.box[slot.key]))
                 if slot.channel in alone:
                     alone.append(channel)
+            if not again and (joined := self._seams.joined(slot.channel, text)) is not None:
+                texts.append(joined)
+                found.append(Slot(joined[0], slot.box, slot.key, "joined", slot.box[slot.key]))
         return Piece(
             raw=raw,
             texts=tuple(texts),
@@ -246,7 +251,7 @@ def strings(box: Any, key: Any, channel: str) -> Iterator[Slot]:
         else:
             for position in range(len(value)):
                 yield from strings(value, position, f"{channel}/{position}")
-    elif isinstance(value, (int, float)) and key != "logprob" and (abs(value) >= _MIN_NUMBER or value % 1):
+    elif isinstance(value, (int, float)) and (abs(value) >= _MIN_NUMBER or (value % 1 and key != "logprob")):
         yield Slot(f"{channel}=", box, key, "number")
 
 

@@ -133,7 +133,8 @@ class Reading(RequestTexts):
     def _item(self, item: dict[str, Any], path: Path, index: int) -> None:
         kind = item.get("type")
         if kind is None:
-            kind = "item_reference" if item.keys() <= {"type", "id"} else "message"
+            refers = "id" in item and not item.keys() & {"role", "content"}
+            kind = "item_reference" if refers else "message"
         if not isinstance(kind, str):
             raise malformed(pointer(*path, "type"), "the type of an item")
         role: Role = "tool"
@@ -302,7 +303,7 @@ class Reading(RequestTexts):
             for index, tool in enumerate(value):
                 if not isinstance(tool, dict):
                     raise malformed(pointer(name, index), "a tool definition")
-                if tool.get("type") in {"function", "custom"}:
+                if tool.get("type") in ("function", "custom"):  # it may be of any type
                     string(tool.get("name"), (name, index, "name"))
                 self._container(tool, (name, index))
                 self.add(segments_of(tool, (name, index), "tool"))

@@ -90,8 +90,8 @@ class ResponsesStream(EventReader):
             raise UpstreamInvalid("The provider sent more after the end of its stream.")
         document = reply_texts.read_document(data.encode())
         kind = document.get("type")
-        if event.name and event.name != kind:
-            raise UpstreamInvalid("The provider sent an event of two types.")
+        if (event.name and event.name != kind) or not isinstance(kind, str | None):
+            raise UpstreamInvalid("The provider sent an event whose type is not clear.")
         number = document.get("sequence_number")
         failed = kind in _FAILED or bool(document.get("error"))
         self._ended = failed or kind in _FINAL

@@ -6,11 +6,11 @@ response. All of them have one channel by place, as `output/0/content/0/text`; w
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from typing import Any
 
 from service.api.reply_texts import Slot, channel_name, index_of, strings, unknown_key
+from service.api.texts import is_binary
 from service.interfaces import Usage
 
 # Complete where they stand, in an item as in an event; other strings of an item may grow.
@@ -20,7 +20,6 @@ encrypted_content fingerprint created_by item_id response_id obfuscation code pa
 output_format quality size
 """
 _VALUES = frozenset(_VALUES_WORDS.split())
-_BASE64 = re.compile(r"[A-Za-z0-9+/=_-]*")
 _STEPS = frozenset({"delta", "done", "added"})
 # Of each family of events: the list in the item that holds the text, the number that says where, the member's name.
 _FAMILIES: dict[str, tuple[str, str, str]] = {
@@ -71,13 +70,13 @@ def event_slots(event: dict[str, Any]) -> Iterator[Slot]:
             yield from _part(event, key, place, stage)
         elif key == "logprobs" and place:
             yield from _logprobs(event, f"{place}#logprobs{'' if step == 'delta' else ':' + stage}")
-        elif key == "partial_image_b64" and isinstance(value, str) and _BASE64.fullmatch(value):
+        elif key == "partial_image_b64" and is_binary(value):
             continue  # an image
         elif place and key == "delta":
             yield from strings(event, key, place)
         elif place and key in _WHOLES:
             yield from _again(strings(event, key, place), stage)
-        elif key == "delta" and _kind(event) == "response.audio.delta" and _BASE64.fullmatch(str(value)):
+        elif key == "delta" and _kind(event) == "response.audio.delta" and is_binary(value):
             continue  # sound
         elif key in _VALUES and isinstance(value, str):
             yield Slot(f"event/{key}=", event, key)
@@ -146,7 +145,7 @@ def _item(box: Any, key: Any, channel: str, stage: str) -> Iterator[Slot]:
             for position in range(len(value)):
                 yield from _part(value, position, f"{channel}/{name}/{position}", stage)
         elif name == "result" and isinstance(value, str) and item.get("type") == "image_generation_call":
-            if not _BASE64.fullmatch(value):
+            if not is_binary(value):
                 yield from _again(strings(item, name, f"{channel}/{name}"), stage)
         elif name in _VALUES and name != "code" and isinstance(value, str):
             yield Slot(f"{channel}/{name}=", item, name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import binascii
 import re
 from collections.abc import Iterator
 from itertools import chain, takewhile
@@ -15,6 +16,7 @@ from service.firewall.prompt import Role, Segment
 Path = tuple[str | int, ...]
 
 _WORD_CHARACTERS = 40
+_MIN_BINARY_CHARS = 128
 _TEXT_MEDIA = re.compile(r"text/|[^;,]*(?:json|xml|yaml|javascript|csv|markdown|html)", re.IGNORECASE)
 _PLAIN_KEY = re.compile(r"[A-Za-z0-9_$.:-]{1,64}")
 _OPAQUE = re.compile(r"(?:[!-~]{60,}\r?\n)*+[!-~]*\s*")
@@ -98,6 +100,19 @@ def plain_text(raw: bytes) -> str | None:
     except UnicodeDecodeError:
         return None
     return None if _NOT_TEXT.search(text) else text
+
+
+def is_binary(value: Any) -> bool:
+    """Whether a string is a sound or an image in base64, which no text guard can read: strict, of some length, and of
+    bytes that are no text. A word is none, however well its letters would decode.
+    """
+    if not isinstance(value, str) or len(value) < _MIN_BINARY_CHARS:
+        return False
+    try:
+        raw = base64.b64decode(value, validate=True)
+    except (binascii.Error, ValueError):
+        return False
+    return plain_text(raw) is None
 
 
 def text_of_base64(data: str) -> str | None:

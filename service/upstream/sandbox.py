@@ -7,8 +7,9 @@
 
 It speaks chat completions, legacy completions (as if the prompt were the last user message), Responses
 (`sandbox_responses`), and Messages and their counting (`sandbox_messages`). Where tools are offered and the last user
-message is `call <name> <json>`, any of them answers with that tool call. `sandbox-embedding` makes vectors
-(`sandbox_embeddings`). Every reply says `sandbox` in its `system_fingerprint`, `metadata`, `id` or model's name.
+message is `call <name> <json>`, any of them answers with that tool call; a tool's result is such a message as well.
+`sandbox-embedding` makes vectors (`sandbox_embeddings`). Every reply says `sandbox` in its `system_fingerprint`,
+`metadata`, `id` or model's name.
 """
 
 from __future__ import annotations
@@ -171,7 +172,7 @@ async def _count_words(model: str, texts: Sequence[str]) -> int:
 
 def _reply_to(request: dict[str, Any], kind: str, number: int) -> dict[str, Any]:
     messages = [message for message in request.get("messages") or () if isinstance(message, dict)]
-    asked = next((_text(m.get("content")) for m in reversed(messages) if m.get("role") == "user"), "")
+    asked = next((_text(m.get("content")) for m in reversed(messages) if m.get("role") in {"user", "tool"}), "")
     call = _CALL.fullmatch(asked)
     if call and request.get("tools"):
         function = {"name": call.group(1), "arguments": call.group(2)}

@@ -49,8 +49,14 @@ class KeptResponses:
     def _turns_of(self, request: dict[str, Any]) -> list[dict[str, Any]]:
         given = request.get("input")
         items = [{"role": "user", "content": given}] if isinstance(given, str) else given or []
-        messages = [item for item in items if isinstance(item, dict) and item.get("type", "message") == "message"]
-        return [*self._turns.get(str(request.get("previous_response_id")), ()), *messages]
+        turns = list(self._turns.get(str(request.get("previous_response_id")), ()))
+        for item in items:
+            kind = item.get("type", "message") if isinstance(item, dict) else ""
+            if kind == "message":
+                turns.append(item)
+            elif kind == "function_call_output":
+                turns.append({"role": "tool", "content": item.get("output")})
+        return turns
 
 
 def response_to(request: dict[str, Any], reply: dict[str, Any], usage: dict[str, int]) -> dict[str, Any]:

@@ -235,6 +235,14 @@ def test_a_plain_request_has_no_segments_beside_its_messages() -> None:
     assert (call.stream, call.max_output_tokens, call.choices, call.unknown_fields) == (True, 9, 1, ())
 
 
+def test_a_system_message_may_set_the_effort_and_say_nothing() -> None:
+    turns = [{"role": "user", "content": "hi there"}, {"role": "system", "output_config": {"effort": "low"}}]
+    assert [s.pointer for s in parse(messages=turns).prompt.segments] == [
+        "/messages/0/content",
+        "/messages/1/output_config",
+    ]
+
+
 def test_unknown_fields_are_named_for_the_record() -> None:
     assert parse(brand_new=1, frequency_penalty=4, temperature=1).unknown_fields == ("brand_new", "frequency_penalty")
 
