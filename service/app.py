@@ -35,9 +35,15 @@ from service.api.chat_reply import ChatWire
 from service.api.messages_reply import MessagesWire
 from service.api.messages_to_chat import ChatAsMessages
 from service.errors import NotFound, WireError, to_wire
+from service.firewall.canary import Canaries
+from service.firewall.extraction import ToldBefore
 from service.firewall.injection import InjectionGuard
 from service.firewall.leakage import LeakageGuard
+from service.firewall.policy import threshold_of
 from service.firewall.protected import ProtectedText, ProtectedTexts, registered
+from service.firewall.reply_injection import ReplyInjectionGuard
+from service.firewall.tool_calls import ToolPolicy
+from service.firewall.watched import Watch
 from service.gateway import Gateway
 from service.interfaces import Provider, Wire
 from service.records.audit_log import AuditLog
@@ -214,6 +220,8 @@ def connect(settings: Settings) -> Parts:
         model.artifact if model else None,
         digest=digest,
         deadline_s=settings.detection.deadline_s,
+        watches=_watches(settings, model),
+        canary=settings.canary.action,
     )
     lines = lines_of(settings, providers_of(settings, session, counter.count))
     metrics.watch_each(
@@ -240,6 +248,7 @@ def connect(settings: Settings) -> Parts:
         digest=digest,
         overlap=settings.detection.mode == "overlap",
         translations={ChatWire.name: ChatAsMessages()},
+        canary=Canaries(settings.canary, root.digest("canary")).mark,
     )
 
     async def start() -> None:
@@ -269,6 +278,19 @@ def connect(settings: Settings) -> Parts:
         start=[start],
         stop=[stop],
     )
+
+
+def _watches(settings: Settings, model: _Model | None) -> list[Watch]:
+    """What looks at a reply beside the judge of protected texts, in the order of their cost."""
+    denied = {tenant.name: tenant.denied_tools for tenant in settings.tenants}
+    watches: list[Watch] = [ToolPolicy(settings.tools, denied).watch, ToldBefore(settings.extraction).watch]
+    if settings.reply_injection.enabled and model is not None and model.guard is not None:
+        fpr = settings.reply_injection.fpr
+        threshold = threshold_of(model.artifact.manifest, "tool", fpr, "reply_injection.fpr")
+        buffers = settings.leakage.stream == "buffer"
+        guard = ReplyInjectionGuard(settings.reply_injection, model.guard.score, threshold, buffers=buffers)
+        watches.append(guard.watch)
+    return watches
 
 
 def _breaker_level(line: Line) -> float:

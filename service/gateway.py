@@ -22,6 +22,8 @@ from service.errors import (
     RequestError,
     to_wire,
 )
+from service.firewall.asked import Asked
+from service.firewall.canary import sentence
 from service.firewall.prompt import Prompt
 from service.firewall.verdict import Verdict
 from service.interfaces import (
@@ -58,7 +60,8 @@ _log = structlog.get_logger("gateway")
 
 class Gateway:
     """Everything a request passes through. `prompts` None turns the input side off; `overlap` starts the provider's
-    call while the prompt is still judged; `translations` are by the protocol of the caller (`Wire.name`).
+    call while the prompt is still judged; `translations` are by the protocol of the caller (`Wire.name`); `canary`
+    gives the mark of a (tenant, request id), empty for none.
     """
 
     def __init__(
@@ -74,6 +77,7 @@ class Gateway:
         digest: Digest,
         overlap: bool = False,
         translations: Mapping[str, Translation] | None = None,
+        canary: Callable[[str, str], str] = lambda tenant, request_id: "",
     ) -> None:
         self.tenancy = tenancy
         self.prompts = prompts
@@ -85,6 +89,7 @@ class Gateway:
         self.digest = digest
         self.overlap = overlap
         self.translations = translations or {}
+        self.canary = canary
 
     async def serve(self, exchange: Exchange) -> None:
         """Answer one call; stop all work for it as soon as its caller leaves."""
@@ -117,6 +122,7 @@ class _Request:
         self._ledger = Ledger(gateway, exchange)
         self._answer = Answer(self._ledger, exchange, gateway.issued, gateway.tenancy)
         self._reply: Reply | None = None
+        self._canary = ""
 
     # -- the frame ---------------------------------------------------------------------------------------------------
 
@@ -179,12 +185,14 @@ class _Request:
         call = self._ledger.call = await exchange.receive()
         if not call.stored:
             caller.permit_model(call.model, call.unknown_fields)
-        call = self._ledger.call = self._pinned(caller, call)
+        call = self._ledger.call = self._marked(caller, self._pinned(caller, call))
         route = await self._route(caller.tenant, call)
         caller.authorise((segment.role, segment.pointer) for segment in call.prompt.segments)
         texts = [segment.text for segment in call.prompt.segments]
         if caller.system_prompt and not call.stored:
             texts.append(caller.system_prompt)
+        if self._canary:
+            texts.append(sentence(self._canary))
         reserved = await gateway.tenancy.reserve(
             caller,
             call.model,
@@ -202,7 +210,13 @@ class _Request:
                 await self._answer.refuse(block_error(verdict, exchange.request_id, "prompt"), "block")
                 return
             system_texts = self._ledger.system_texts
-            self._ledger.judge = await gateway.replies.open(caller.tenant, system_texts, call.user_texts)
+            asked = Asked(
+                tools=None if call.stored else call.tools,
+                results=call.results,
+                caller=f"{caller.tenant}\0{caller.key_id}\0{call.end_user}",
+                canary=self._canary,
+            )
+            self._ledger.judge = await gateway.replies.open(caller.tenant, system_texts, call.user_texts, asked)
             if echoes := self._ledger.echoes:
                 # The caller's own words are no leak to him; a secret is one even there.
                 self._ledger.echo_judge = await gateway.replies.open(caller.tenant, (), tuple(echoes))
@@ -223,6 +237,17 @@ class _Request:
             return call
         body = call.body if call.stored else self._exchange.wire.pin(call, text)
         return replace(call, body=body, system_texts=(text, *call.system_texts))
+
+    def _marked(self, caller: Caller, call: Call) -> Call:
+        """The call with a mark before its system text, where there is one and marks are wanted: no other text says what
+        the mark says, so a reply that does has read it out.
+        """
+        if not call.system_texts or call.stored or call.counted_only:
+            return call
+        self._canary = self._gateway.canary(caller.tenant, self._exchange.request_id)
+        if not self._canary:
+            return call
+        return replace(call, body=self._exchange.wire.pin(call, sentence(self._canary)))
 
     async def _route(self, tenant: str, call: Call) -> Route:
         """Who is asked. Raises NotFound, also for an id that this provider did not issue to this tenant."""

@@ -43,7 +43,7 @@ class Owner(msgspec.Struct, frozen=True):
     """Whose pattern it is. `disguise` is one of those that `disguises` names."""
 
     name: str
-    kind: Literal["secret", "prompt"]
+    kind: Literal["secret", "prompt", "canary"]
     disguise: str = "exact"
 
 

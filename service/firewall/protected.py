@@ -86,6 +86,7 @@ class RequestProtection:
         self.fingerprints = tuple(group.fingerprint for group in groups if group.fingerprint is not None)
         self.prompts = tuple(prompt for group in groups for prompt in group.prompts)
         self.user_texts = tuple(user_texts)
+        self.marked = any(owner.kind == "canary" for patterns in self.patterns for owner in patterns.owners[:1])
 
     @property
     def has_prompts(self) -> bool:
@@ -149,12 +150,19 @@ class ProtectedTexts:
             self.version += 1
 
     def for_request(
-        self, tenant: str, system_texts: Sequence[str] = (), user_texts: Sequence[str] = ()
+        self,
+        tenant: str,
+        system_texts: Sequence[str] = (),
+        user_texts: Sequence[str] = (),
+        marks: Sequence[PatternSet] = (),
     ) -> RequestProtection:
-        """What a reply to this tenant is compared with. Slow for long texts not seen before: 2 µs a character."""
+        """What a reply to this tenant is compared with, and `marks` of this request. Slow for long texts not seen
+        before: 2 µs a character.
+        """
         groups = [self._group(name) for name in dict.fromkeys(("", tenant)) if name in self._texts]
         own = [self._own(text) for text in dict.fromkeys(system_texts) if text]
-        return RequestProtection([*groups, *own], user_texts)
+        marked = [_Prints(tuple(marks), None, (), 0)] if marks else []
+        return RequestProtection([*groups, *own, *marked], user_texts)
 
     def _group(self, tenant: str) -> _Prints:
         with self._lock:
