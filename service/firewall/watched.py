@@ -79,6 +79,7 @@ class WatchedJudge:
         self._digest = digest
         self._fails_closed = fails_closed
         self._ends: dict[str, int] = {}
+        self._cleared: dict[str, int] = {}
         self._redactions: dict[str, list[tuple[int, int]]] = {}
         self._findings: list[Finding] = []
         self._unjudged: dict[str, None] = {}
@@ -118,11 +119,14 @@ class WatchedJudge:
         return "" if self._blocked else sent
 
     def cleared(self, channel: str) -> int:
-        """Characters of the channel, from its start, that may leave now."""
+        """Characters of the channel, from its start, that may leave now; stands still once `blocked`."""
+        if self._blocked:
+            return self._cleared.get(channel, 0)
         cleared, end = self._judge.cleared(channel), self._ends.get(channel, 0)
-        if self._finished:
-            return cleared
-        return min([cleared, *(watcher.held(channel, end) for watcher in self._watchers)])
+        if not self._finished:
+            cleared = min([cleared, *(watcher.held(channel, end) for watcher in self._watchers)])
+        cleared = self._cleared[channel] = max(cleared, self._cleared.get(channel, 0))
+        return cleared
 
     def render(self, channel: str, start: int, end: int) -> str:
         """The text to send for [start, end), which is cleared."""
@@ -167,20 +171,28 @@ class WatchedJudge:
                 self._found(watcher.guard, sight)
 
     def _found(self, guard: str, sight: Sight) -> None:
-        if len(self._findings) < _MAX_FINDINGS:
-            self._findings.append(
-                Finding(
-                    guard,
-                    sight.category,
-                    sight.score,
-                    sight.action,
-                    sight.channel,
-                    sight.start,
-                    sight.end,
-                    self._digest(sight.text),
-                    sight.detail,
-                )
-            )
+        finding = Finding(
+            guard,
+            sight.category,
+            sight.score,
+            sight.action,
+            sight.channel,
+            sight.start,
+            sight.end,
+            self._digest(sight.text),
+            sight.detail,
+        )
+        previous = self._findings[-1] if self._findings else None
+        if (
+            previous is not None
+            and (previous.pointer, previous.category, previous.detail) == (sight.channel, sight.category, sight.detail)
+            and previous.start <= sight.start <= previous.end
+        ):
+            # What goes on is one finding.
+            end, score = max(previous.end, sight.end), max(previous.score, sight.score)
+            self._findings[-1] = msgspec.structs.replace(finding, start=previous.start, end=end, score=score)
+        elif len(self._findings) < _MAX_FINDINGS:
+            self._findings.append(finding)
         if sight.action == "block":
             self._blocked = True
         elif sight.action == "redact":
