@@ -251,6 +251,25 @@ def _leakage(figures: dict[str, Any]) -> list[str]:
     return sections
 
 
+# -- extraction ------------------------------------------------------------------------------------------------------
+
+
+def _extraction(figures: dict[str, Any]) -> list[str]:
+    rows = []
+    for way, found in figures["ways"].items():
+        turns = f"{number(found['turns'], 0)} (at most {found['most_turns']})" if found["turns"] else "–"
+        told = f"{found['told_before']:.0%}" if found["told_before"] is not None else "–"
+        rows.append((way, percent(found["noticed"]), turns, number(found["of_turns"], 0), told))
+    honest = figures["honest"]
+    return [
+        f"{figures['prompts']} prompts, each asked for bit by bit by one caller within one window; noticed from "
+        f"{figures['share']:.0%} of a prompt's phrases on, or by the judge of one reply.",
+        table(("Way of asking", "noticed", "turns, median", "turns it would take", "told by then"), rows),
+        f"False alarms: {percent(honest['conversations'])} of conversations of all honest replies to one prompt; the "
+        f"highest share of a prompt's phrases in one is {honest['highest_share']:.1%}.",
+    ]
+
+
 # -- hostile ---------------------------------------------------------------------------------------------------------
 
 
@@ -360,6 +379,7 @@ _SECTIONS = {
     "overhead": _overhead,
     "hostile": _hostile,
     "leakage": _leakage,
+    "extraction": _extraction,
     "credentials": _credentials,
     "quota": _quota,
 }
