@@ -15,7 +15,18 @@ import onnxruntime
 
 from service.scoring.artifact import load_artifact
 
-PARTS = ("recall", "evasion", "latency", "overhead", "hostile", "leakage", "extraction", "credentials", "quota")
+PARTS = (
+    "recall",
+    "evasion",
+    "latency",
+    "overhead",
+    "hostile",
+    "leakage",
+    "retelling",
+    "extraction",
+    "credentials",
+    "quota",
+)
 ROOT = Path(__file__).resolve().parents[1]
 
 

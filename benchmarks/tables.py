@@ -251,6 +251,23 @@ def _leakage(figures: dict[str, Any]) -> list[str]:
     return sections
 
 
+# -- retelling -------------------------------------------------------------------------------------------------------
+
+
+def _retelling(figures: dict[str, Any]) -> list[str]:
+    rows = [
+        (kind, "leak" if found["leak"] else "honest", *(percent(found[way]) for way in ("before", "alone", "after")))
+        for kind, found in figures["kinds"].items()
+    ]
+    return [
+        f"Replies to the {figures['prompts']} prompts of `datasets/leakage.jsonl` that nothing was learned on. "
+        "*Without*: the judge of one reply in mode `sentence`, with its comparison by meaning. *Alone*: the weak signs.",
+        table(("Reply", "is", "found without", "found alone", "found by both"), rows),
+        f"Texts of `datasets/dev` held against a prompt they have nothing to do with: {percent(figures['unrelated'])} "
+        f"raise an alarm. A passage costs {figures['passage_ms']:.2f} ms.",
+    ]
+
+
 # -- extraction ------------------------------------------------------------------------------------------------------
 
 
@@ -379,6 +396,7 @@ _SECTIONS = {
     "overhead": _overhead,
     "hostile": _hostile,
     "leakage": _leakage,
+    "retelling": _retelling,
     "extraction": _extraction,
     "credentials": _credentials,
     "quota": _quota,

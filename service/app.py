@@ -42,6 +42,7 @@ from service.firewall.leakage import LeakageGuard
 from service.firewall.policy import threshold_of
 from service.firewall.protected import ProtectedText, ProtectedTexts, registered
 from service.firewall.reply_injection import ReplyInjectionGuard
+from service.firewall.retelling import RetellingGuard
 from service.firewall.tool_calls import ToolPolicy
 from service.firewall.watched import Watch
 from service.gateway import Gateway
@@ -283,7 +284,11 @@ def connect(settings: Settings) -> Parts:
 def _watches(settings: Settings, model: _Model | None) -> list[Watch]:
     """What looks at a reply beside the judge of protected texts, in the order of their cost."""
     denied = {tenant.name: tenant.denied_tools for tenant in settings.tenants}
-    watches: list[Watch] = [ToolPolicy(settings.tools, denied).watch, ToldBefore(settings.extraction).watch]
+    watches: list[Watch] = [
+        ToolPolicy(settings.tools, denied).watch,
+        ToldBefore(settings.extraction).watch,
+        RetellingGuard(settings.leakage).watch,
+    ]
     if settings.reply_injection.enabled and model is not None and model.guard is not None:
         fpr = settings.reply_injection.fpr
         threshold = threshold_of(model.artifact.manifest, "tool", fpr, "reply_injection.fpr")

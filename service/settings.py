@@ -139,7 +139,8 @@ class Detection(_Strict, frozen=True, kw_only=True):
 
 class Leakage(_Strict, frozen=True, kw_only=True):
     """How replies are judged. `credentials` and `exfiltration` have actions of their own; `allowed_hosts` are those
-    that an address in a reply may name whatever it holds, `*.example.com` for all below one.
+    that an address in a reply may name whatever it holds, `*.example.com` for all below one. `retelling` is what
+    follows where a passage tells a prompt in other words.
     """
 
     stream: Literal["exact", "sentence", "buffer"] = "sentence"
@@ -147,6 +148,7 @@ class Leakage(_Strict, frozen=True, kw_only=True):
     credentials: LeakEffect = "redact"
     exfiltration: LeakEffect = "flag"
     allowed_hosts: tuple[Host, ...] = ()
+    retelling: Effect = "flag"
     on_error: OnError = "block"
 
 
