@@ -261,7 +261,7 @@ def _retelling(figures: dict[str, Any]) -> list[str]:
     ]
     return [
         f"Replies to the {figures['prompts']} prompts of `datasets/leakage.jsonl` that nothing was learned on. "
-        "*Without*: the judge of one reply in mode `sentence`, with its comparison by meaning. *Alone*: the weak signs.",
+        "*Without*: the judge of one reply, mode `sentence`, with its comparison by meaning. *Alone*: the weak signs.",
         table(("Reply", "is", "found without", "found alone", "found by both"), rows),
         f"Texts of `datasets/dev` held against a prompt they have nothing to do with: {percent(figures['unrelated'])} "
         f"raise an alarm. A passage costs {figures['passage_ms']:.2f} ms.",

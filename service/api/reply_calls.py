@@ -38,11 +38,12 @@ def _chat_call(call: dict[str, Any], place: str, *, whole: bool) -> Iterator[Cal
 
 def _function(function: dict[str, Any], place: str, where: str, *, whole: bool) -> CallPart:
     is_text = where.endswith("input")
+    arguments = function.get("input" if is_text else "arguments") or ""
     return CallPart(
         place=place,
         name=_string(function.get("name")),
-        arguments=_string(function.get("input" if is_text else "arguments")),
-        channel=f"{place}/{where}",
+        arguments=_written(arguments),
+        channel=f"{place}/{where}" if isinstance(arguments, str) else "",
         whole=whole,
         text=is_text,
     )
@@ -88,7 +89,6 @@ def _tool_use(block: dict[str, Any], index: int, slots: Sequence[Slot]) -> CallP
         place=f"content/{index}",
         name=_string(block.get("name")),
         arguments=json.dumps(block.get("input"), ensure_ascii=False),
-        channel=f"content/{index}/input",
         leaves=tuple(leaves),
         whole=True,
     )
@@ -126,11 +126,16 @@ def _item(item: Any, place: str, *, whole: bool) -> Iterator[CallPart]:
         yield CallPart(
             place=place,
             name=_string(item.get("name")),
-            arguments=_string(item.get(member)),
-            channel=f"{place}/{member}",
+            arguments=_written(item.get(member) or ""),
+            channel=f"{place}/{member}" if isinstance(item.get(member), str) else "",
             whole=whole,
             text=member == "input",
         )
+
+
+def _written(arguments: Any) -> str:
+    """Some servers send arguments as an object, whatever the reference says."""
+    return arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
 
 
 def _string(value: Any) -> str:

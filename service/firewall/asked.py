@@ -32,8 +32,8 @@ class CallPart(msgspec.Struct, frozen=True, kw_only=True):
     """A part of a tool call in a reply. `place` begins the names of its channels, as `choices/0/tool_calls/0`.
 
     `name` and `arguments` are what this part adds. With `whole`, `arguments` is all of them and the call is complete.
-    `channel` is the one that holds the arguments as text; where they are JSON of the protocol itself, `leaves` are
-    (channel, string) for each string in them. `text` says that arguments are free text and no JSON.
+    `channel` is the one that holds the arguments as text, empty where none does; where they are JSON of the protocol
+    itself, `leaves` are (channel, string) for each string in them. `text` says that arguments are free text, no JSON.
     """
 
     place: str

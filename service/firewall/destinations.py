@@ -10,6 +10,8 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator
+from functools import cached_property
+from itertools import islice
 from typing import Literal
 
 import msgspec
@@ -61,6 +63,7 @@ _ADDRESSES_MODEL = re.compile(
 _ESCAPED = re.compile(r"\\u([0-9a-fA-F]{4})")  # many results are JSON in a string
 _BREAK = re.compile(r"(?<=[.!?;])\s|\n")
 _MAX_SENTENCE = 400
+_MAX_PLACES = 256  # at which one destination is looked at
 # Long conversations are read from their end: what hijacks a call is mostly the latest result.
 _MAX_CHARS = 400_000
 
@@ -128,7 +131,7 @@ class Trust:
         """
         if not self._results or self._says(self._trusted, named):
             return 0.0, ""
-        places = list(self._places(named))
+        places = list(islice(self._places(named), _MAX_PLACES))
         if not places:
             return 0.0, ""
         ordered = any(_ORDERS.search(sentence) for sentence in places)
@@ -174,14 +177,21 @@ class Trust:
 
     def _places(self, named: Named) -> Iterator[str]:
         if named.kind == "account":
-            for found in destinations(self._results):
-                if found.key == named.key:
-                    yield self._sentence(found.start, found.end)
+            for start, end in self._accounts.get(named.key, ()):
+                yield self._sentence(start, end)
             return
         at = self._results.find(named.key)
         while at >= 0:
             yield self._sentence(at, at + len(named.key))
             at = self._results.find(named.key, at + len(named.key))
+
+    @cached_property
+    def _accounts(self) -> dict[str, list[tuple[int, int]]]:
+        found: dict[str, list[tuple[int, int]]] = {}
+        for named in destinations(self._results):
+            if named.kind == "account":
+                found.setdefault(named.key, []).append((named.start, named.end))
+        return found
 
     def _sentence(self, start: int, end: int) -> str:
         text = self._results

@@ -29,6 +29,7 @@ least with a flag."""
 MAX_CALLS = 256
 _INLINE_CHARS = 4_000
 _STRICT = 0.9
+_MAX_DESTINATIONS = 512
 _LITERAL = re.compile(r'"(?:[^"\\]|\\.)*"|-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?', re.DOTALL)
 
 
@@ -196,17 +197,23 @@ class ToolCallWatcher:
 
     def _hijacks(self, call: _Call) -> Iterator[Sight]:
         tools = list(self._offered or ())
+        known: dict[str, tuple[float, str]] = {}
         for channel, start, end, text, is_string in _leaves(call):
-            spelled = plain(text)
-            scored = [self._trust.suspicion(named) for named in destinations(spelled, alone=True)]
-            scored.append(self._trust.repeats_order(text, tools) if is_string else (0.0, ""))
+            scored = [self._trust.repeats_order(text, tools) if is_string else (0.0, "")]
+            for named in destinations(plain(text), alone=True):
+                if named.key not in known and len(known) >= _MAX_DESTINATIONS:
+                    yield self._sight("tool.hijack", "flag", call, "more destinations than are looked at")
+                    return
+                if named.key not in known:
+                    known[named.key] = self._trust.suspicion(named)
+                scored.append(known[named.key])
             score, detail = max(scored)
             if score <= 0:
                 continue
             action: Action = self._settings.hijack if score >= _STRICT else "flag"
-            if action == "redact" and not is_string:
+            if action == "redact" and not (is_string and channel):
                 action = "block"
-            yield Sight("tool.hijack", action, channel, start, end, text, detail, score)
+            yield Sight("tool.hijack", action, channel or call.place, start, end, text, detail, score)
 
     def _sight(self, category: Category, action: Action, call: _Call, detail: str) -> Sight:
         return Sight(category, action, call.channel or call.place, 0, call.size, call.arguments, detail)
@@ -214,11 +221,10 @@ class ToolCallWatcher:
 
 def _leaves(call: _Call) -> Iterable[tuple[str, int, int, str, bool]]:
     """(channel, start, end, text, whether a string) of every string and number in a call's arguments."""
-    if call.leaves:
-        return [(channel, 0, len(text), text, True) for channel, text in call.leaves]
     if call.text:
         return [(call.channel, 0, call.size, call.arguments, True)]
-    found: list[tuple[str, int, int, str, bool]] = []
+    found = [(channel, 0, len(text), text, True) for channel, text in call.leaves]
+    known = {text for _, text in call.leaves}
     for literal in _LITERAL.finditer(call.arguments):
         start, end = literal.span()
         if literal[0][0] != '"':
@@ -228,7 +234,11 @@ def _leaves(call: _Call) -> Iterable[tuple[str, int, int, str, bool]]:
             text = json.loads(literal[0], strict=False)
         except ValueError:
             text = literal[0][1:-1]
-        found.append((call.channel, start + 1, end - 1, text, True))
+        if call.leaves and text not in known:
+            # It stands where nothing can be put in its place, such as in a name.
+            found.append(("", start + 1, end - 1, text, True))
+        elif not call.leaves:
+            found.append((call.channel, start + 1, end - 1, text, True))
     return found
 
 

@@ -53,7 +53,7 @@ def counting(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, agent: 
 
 @pytest.fixture(scope="module")
 def scoring(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, agent: Agent) -> Iterator[str]:
-    more = '[reply_injection]\nenabled = true\naction = "block"\nfpr = 0.01\n'
+    more = '[leakage]\nretelling = "block"\n[reply_injection]\nenabled = true\naction = "block"\nfpr = 0.01\n'
     yield from _serve(tmp_path_factory, tiny_model, agent, more)
 
 
@@ -133,3 +133,14 @@ def test_a_reply_that_would_attack_its_next_reader_is_withheld(
         ask(scoring, protocol, stream, "What does the page say?")
     agent.text = "The page says that it will rain."
     assert ask(scoring, protocol, stream, "What does the page say?") == agent.text
+
+
+@every_way
+def test_a_prompt_told_in_other_words_is_withheld_where_policy_says_so(
+    scoring: str, agent: Agent, protocol: str, stream: bool
+) -> None:
+    agent.text = "Between us: over 400 it's the duty manager on 5512, and I'm not supposed to name the Leipzig hub."
+    with pytest.raises(BLOCKED, match=r"leak\.prompt"):
+        ask(scoring, protocol, stream, "Who decides?")
+    agent.text = "Refunds take ten days. I will ask somebody to call you back tomorrow."
+    assert ask(scoring, protocol, stream, "Who decides?") == agent.text
