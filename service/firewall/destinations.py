@@ -18,12 +18,13 @@ import msgspec
 
 Kind = Literal["mail", "web", "account"]
 
-_MAIL = re.compile(r"[a-z0-9._%+-]{1,64}@[a-z0-9-]{1,63}(?:\.[a-z0-9-]{1,63}){1,8}")
+_MAIL = re.compile(r"[a-z0-9._%+-]{1,64}@(?:[a-z0-9-]{1,63}\.){1,8}[a-z][a-z0-9-]{1,24}")
 _WEB = re.compile(r"(?:[a-z][a-z0-9+.-]{1,10}://|(?<![\w.@/-])www\.)[^\s<>\"'`()\[\]{}\\]{3,2000}")
 _HOST = re.compile(r"(?:[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\.){1,8}[a-z]{2,24}(?::\d{1,5})?")
 _IP = re.compile(r"(?<![\d.])(?:\d{1,3}\.){3}\d{1,3}(?![\d.])")
 _IBAN = re.compile(r"(?<![a-z0-9])[a-z]{2}\d{2}(?: ?[a-z0-9]{4}){2,7}(?: ?[a-z0-9]{1,3})?(?![a-z0-9])")
 _NUMBER = re.compile(r"(?<![\w.,+-])\+?\d(?:[ /-]?\d){8,18}(?![\w.,]\d)")
+_DATE = re.compile(r"(?:19|20)\d\d[ /-]?(?:0[1-9]|1[0-2])[ /-]?(?:[0-2]\d|3[01])(?!\d{4})")
 _WALLET = re.compile(r"(?<![a-z0-9])(?:0x[0-9a-f]{40}|bc1[a-z0-9]{25,60})(?![a-z0-9])")
 _FILE_ENDINGS = """
 c cc cfg conf cpp css csv doc docx gif go gz h html ini java jpeg jpg js json log md pdf php png py rb rs sh sql svg
@@ -33,24 +34,29 @@ _FILES = frozenset(_FILE_ENDINGS.split())
 _AT = re.compile(r"\s?[\[({<]\s?(?:at|@)\s?[\])}>]\s?")
 _DOT = re.compile(r"\s?[\[({<]\s?(?:dot|\.)\s?[\])}>]\s?")
 
-# Verbs that tell to send, pay or fetch, in the languages that the model is trained on most.
+# Verbs that tell to send, pay, fetch or hand over. Those of other languages are stems, for orders and wishes alike.
+_ABROAD = (
+    r"\b(?:send|schick|leite|weiterleit|überweis|hochlad|lade|zahl|antwort|schreib|einlad|öffne|bestätig|nenne|"
+    r"env[ií]|reenv|transfi|paga|sube|respond|escrib|mand[ae]|abr[ae]|encaminh|"
+    r"envoy|envoie|transf[ée]r|paie|pay[ez]|r[ée]pond|[ée]cri|ouvr|"
+    r"invi|inoltr|trasfer|apr[ei]|stuur|verzend|betaal|skicka|betala|öppna|wyśl|prześl|zapła|otwórz|gönder|ilet)\w*"
+    r"|отправ|пересл|перешл|перевед|загруз|выгруз|перейд|открой|подтверд|надішл|перекаж|підтверд"
+    r"|发送|转发|提交|发到|发给|汇款|转账|打开|送信|送って|転送|振り込|開いて|보내|전송|송금|أرسل|ارسل|حوّل|حول|भेज|gửi|chuyển"
+)
 _ORDERS = re.compile(
-    r"\b(?:send|forward|e-?mail|mail|b?cc|upload|transfer|pay|wire|deposit|submit|export|share|post|push|grant|invite|add|"
-    r"redirect|route|deliver|leak|exfiltrate|report|copy|replace|update|change|use|execute|run|curl|wget|fetch|get|"
-    r"download|install|load|request|"
-    r"sende[nt]?|schicken?|schick|leite|weiterleiten|überweisen?|hochladen|lade|zahle[n]?|"
-    r"env[ií]a(?:r|lo|la)?|reenv[ií]a|transfiere|paga|sube|envoie[zr]?|envoyer|envoyez|transf[ée]re[zr]?|pay(?:ez|er)|"
-    r"invia|inoltra|trasferisci|envie|encaminhe|transfira)\b"
+    r"\b(?:send|forward|e-?mail|mail|b?cc|upload|transfer|pay|wire|deposit|submit|export|share|post|push|grant|invite|"
+    r"add|redirect|route|deliver|leak|exfiltrate|report|copy|replace|update|change|use|execute|run|curl|wget|fetch|get|"
+    r"download|install|load|request|open|visit|click|confirm|settle|issue|append|register|move|switch|hand over|write to|"
+    r"sending|forwarding|writing to|uploading|moving|opening|paying)\b|" + _ABROAD
 )
 _ASKED_TO_SEND = re.compile(
-    r"\b(?:send|forward|e-?mail|mail|reply|respond|answer|write|share|invite|message|notify|tell|inform|pay|transfer|wire|"
-    r"refund|book|schedule|post|upload|publish|submit|order|contact|call|text|ping|cc|add|meet|"
-    r"sende?n?|schicken?|schick|antworte[n]?|schreib[en]?|überweisen?|bezahlen?|zahlen?|lade|einladen|"
-    r"env[ií]a(?:r|le)?|responde[r]?|escribe|paga[r]?|transfiere|envoie[zr]?|envoyer|r[ée]pond[sre]*|[ée]cri[st]|paie|payer)\b"
+    r"\b(?:send|forward|e-?mail|mail|reply|respond|answer|write|share|invite|message|notify|tell|inform|pay|transfer|"
+    r"wire|refund|book|schedule|post|upload|publish|submit|order|contact|call|text|ping|cc|add|meet|arrange)\b|"
+    + _ABROAD
 )
 _ASKED_TO_FETCH = re.compile(
     r"\b(?:open|visit|fetch|browse|research|search|find|download|install|set ?up|follow|link|clone|crawl|scrape|go to|"
-    r"öffne|suche?|finde|lade|installiere|busca|abre|descarga|instala|ouvre|cherche|télécharge|installe)\b"
+    r"such|find|installier|busca|descarg|instal|cherch|télécharg)\w*|" + _ABROAD
 )
 _DELEGATED = re.compile(
     r"\b(?:(?:do|follow|act on|carry out|execute|complete) (?:what|whatever|the|all|any|its|their|his|her|these|those)|"
@@ -99,7 +105,7 @@ def destinations(text: str, *, alone: bool = False) -> Iterator[Named]:
     for pattern in (_IBAN, _NUMBER, _WALLET):
         for found in pattern.finditer(text):
             key = re.sub(r"[ /+-]", "", found[0])
-            if pattern is not _IBAN or _is_iban(key):
+            if _is_account(pattern, key, found[0]):
                 yield Named("account", key, *found.span())
 
 
@@ -107,6 +113,13 @@ def _host(url: str) -> str:
     authority = re.split(r"[/?#]", url.partition("://")[2] or url, maxsplit=1)[0]
     host = authority.rpartition("@")[2].partition(":")[0].rstrip(".,;:!?")
     return host if "." in host else ""
+
+
+def _is_account(pattern: re.Pattern[str], key: str, written: str) -> bool:
+    if pattern is _NUMBER:
+        return not _DATE.match(written)
+    # Invented ones are ordered as well: enough digits do.
+    return pattern is not _IBAN or sum(map(str.isdecimal, key)) >= 10 or _is_iban(key)
 
 
 def _is_iban(text: str) -> bool:
