@@ -46,8 +46,8 @@ _ABROAD = (
 _ORDERS = re.compile(
     r"\b(?:send|forward|e-?mail|mail|b?cc|upload|transfer|pay|wire|deposit|submit|export|share|post|push|grant|invite|"
     r"add|redirect|route|deliver|leak|exfiltrate|report|copy|replace|update|change|use|execute|run|curl|wget|fetch|get|"
-    r"download|install|load|request|open|visit|click|confirm|settle|issue|append|register|move|switch|hand over|write to|"
-    r"sending|forwarding|writing to|uploading|moving|opening|paying)\b|" + _ABROAD
+    r"download|install|load|request|open|visit|click|confirm|settle|issue|append|register|move|switch|hand over|"
+    r"write to|sending|forwarding|writing to|uploading|moving|opening|paying)\b|" + _ABROAD
 )
 _ASKED_TO_SEND = re.compile(
     r"\b(?:send|forward|e-?mail|mail|reply|respond|answer|write|share|invite|message|notify|tell|inform|pay|transfer|"
