@@ -165,6 +165,27 @@ def words(text: str) -> list[Token]:
     return reader.feed(text, 0) + reader.finish()
 
 
+def ascii_words(text: str) -> list[str] | None:
+    """The folded words of a whole ASCII text; None where it holds anything else or a word too long for one token."""
+    if not _ASCII_TEXT.fullmatch(text):
+        return None
+    spelled = text.translate(_ASCII).split(" ")
+    return spelled if max(map(len, spelled)) < _MAX_WORD else None
+
+
+def may_run(spelled: Sequence[str], prints: Fingerprint) -> bool:
+    """Whether so many words of the prompt stand in a row that they may be a run of it; empty ones are skipped."""
+    run = 0
+    for word in spelled:
+        if word in prints.singles:
+            run += 1
+            if run >= _LONG:
+                return True
+        elif word:
+            run = 0
+    return False
+
+
 class Fingerprint:
     """The word n-grams of one or several prompts, as hashes seeded anew in each process."""
 

@@ -26,7 +26,7 @@ from service.firewall.patterns import (
     project,
     secret_patterns,
 )
-from service.firewall.values import surely_clean
+from service.firewall.values import surely_clean, surely_clean_text
 from service.settings import Settings
 
 # A prompt below the weight of a run is looked for as a whole, if it says this much.
@@ -96,6 +96,10 @@ class RequestProtection:
     def clears(self, value: str, *, by_meaning: bool) -> bool:
         """Whether a short value that is complete in itself surely holds nothing protected; constants are remembered."""
         return all(group.clears(value, by_meaning) for group in self._groups)
+
+    def clears_text(self, text: str) -> bool:
+        """Whether a whole text surely holds nothing protected, meanings aside."""
+        return surely_clean_text(text, self.patterns, self.fingerprints)
 
     def typed_by_user(self, text: str) -> bool:
         """Whether the words of `text`, forwards or backwards, stand in this order in something the user wrote."""

@@ -37,7 +37,7 @@ _DATA = re.compile(r"[A-Za-z0-9+/=]{200,}")
 _STRIDE = 8_192
 # Longer user texts are folded in a thread, so that the event loop goes on.
 _INLINE_CHARS = 4_000
-_MAY_BE_ADDRESS = re.compile(r"[/\\]{2}|www\.|[^\x00-\x7f]", re.IGNORECASE)
+_MAY_BE_ADDRESS = re.compile(r"[:/\\][/\\]|www\.|[^\x00-\x7f]", re.IGNORECASE)
 
 
 class _Match(msgspec.Struct, frozen=True):
@@ -139,6 +139,11 @@ class ReplyJudge:
         self._clear(state)
 
     async def _read(self, state: Channel, text: str, *, last: bool) -> None:
+        if last and not state.end and not self._by_sentence and self._clean(text):
+            state.append(text)
+            state.ended = True
+            self._clear(state)
+            return
         for start in range(0, len(text), _STRIDE):
             if start:
                 await asyncio.sleep(0)
@@ -245,6 +250,10 @@ class ReplyJudge:
         return (self._actions["leak.credential"] != "allow" and credentials.may_hold(text)) or (
             self._actions["leak.exfiltration"] != "allow" and _MAY_BE_ADDRESS.search(text) is not None
         )
+
+    def _clean(self, text: str) -> bool:
+        """Whether a whole text that nothing is compared with by its meaning surely holds nothing."""
+        return len(text) <= _STRIDE and self._protection.clears_text(text) and not self._suspects(text)
 
     def _take(self, state: Channel, text: str) -> list[_Match]:
         start = state.end

