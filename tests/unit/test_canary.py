@@ -92,5 +92,14 @@ async def test_a_mark_has_its_own_action_also_where_leaks_are_only_flagged() -> 
     assert held.cleared(CHANNEL) <= len("It says ")
 
 
+async def test_a_mark_in_a_reply_that_comes_whole_is_found_as_well() -> None:
+    guard = LeakageGuard(Leakage(stream="exact"), ProtectedTexts(), None, None, digest=str.upper)
+    judge = await guard.open("t", ["You are Wren."], [], Asked(canary=MARK))
+    await judge.feed(CHANNEL, f"It says {MARK}.", last=True)
+    assert judge.blocked
+    judge = await guard.open("t", ["You are Wren."], [], Asked(canary=MARK))
+    assert await judge.whole("headers/x-note", MARK.upper()) == "" and judge.blocked
+
+
 async def test_a_text_with_another_mark_is_no_leak() -> None:
     assert (await judged(f"It says {mark_of('request', 't', 'req_2')}.")).verdict.findings == ()
