@@ -23,7 +23,7 @@ PARTS = (
     "hostile",
     "leakage",
     "retelling",
-    "extraction",
+    "piecemeal",
     "credentials",
     "quota",
 )

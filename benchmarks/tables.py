@@ -268,10 +268,10 @@ def _retelling(figures: dict[str, Any]) -> list[str]:
     ]
 
 
-# -- extraction ------------------------------------------------------------------------------------------------------
+# -- piecemeal -------------------------------------------------------------------------------------------------------
 
 
-def _extraction(figures: dict[str, Any]) -> list[str]:
+def _piecemeal(figures: dict[str, Any]) -> list[str]:
     rows = []
     for way, found in figures["ways"].items():
         turns = f"{number(found['turns'], 0)} (at most {found['most_turns']})" if found["turns"] else "–"
@@ -397,7 +397,7 @@ _SECTIONS = {
     "hostile": _hostile,
     "leakage": _leakage,
     "retelling": _retelling,
-    "extraction": _extraction,
+    "piecemeal": _piecemeal,
     "credentials": _credentials,
     "quota": _quota,
 }

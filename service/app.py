@@ -36,9 +36,9 @@ from service.api.messages_reply import MessagesWire
 from service.api.messages_to_chat import ChatAsMessages
 from service.errors import NotFound, WireError, to_wire
 from service.firewall.canary import Canaries
-from service.firewall.extraction import ToldBefore
 from service.firewall.injection import InjectionGuard
 from service.firewall.leakage import LeakageGuard
+from service.firewall.piecemeal import ToldBefore
 from service.firewall.policy import threshold_of
 from service.firewall.protected import ProtectedText, ProtectedTexts, registered
 from service.firewall.reply_injection import ReplyInjectionGuard
@@ -286,7 +286,7 @@ def _watches(settings: Settings, model: _Model | None) -> list[Watch]:
     denied = {tenant.name: tenant.denied_tools for tenant in settings.tenants}
     watches: list[Watch] = [
         ToolPolicy(settings.tools, denied).watch,
-        ToldBefore(settings.extraction).watch,
+        ToldBefore(settings.piecemeal).watch,
         RetellingGuard(settings.leakage).watch,
     ]
     if settings.reply_injection.enabled and model is not None and model.guard is not None:

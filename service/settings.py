@@ -172,7 +172,7 @@ class Canary(_Strict, frozen=True, kw_only=True):
     action: Literal["block", "redact", "flag"] = "block"
 
 
-class Extraction(_Strict, frozen=True, kw_only=True):
+class Piecemeal(_Strict, frozen=True, kw_only=True):
     """Bits of a prompt that one caller is told in many replies add up over `window_s`; from `share` of it on the action
     follows. At most `max_entries` pairs of caller and prompt are kept.
     """
@@ -276,7 +276,7 @@ class Settings(_Strict, frozen=True, kw_only=True):
     leakage: Leakage = Leakage()
     tools: Tools = Tools()
     canary: Canary = Canary()
-    extraction: Extraction = Extraction()
+    piecemeal: Piecemeal = Piecemeal()
     reply_injection: ReplyInjection = ReplyInjection()
     protected: tuple[Protected, ...] = ()
     limits: Limits = Limits()

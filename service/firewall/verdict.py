@@ -17,7 +17,7 @@ Category = Literal[
     "leak.credential",
     "leak.exfiltration",
     "leak.canary",
-    "leak.extraction",
+    "leak.piecemeal",
     "tool.unoffered",
     "tool.denied",
     "tool.arguments",

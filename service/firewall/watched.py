@@ -1,6 +1,6 @@
 """The judge of a reply with watchers beside it: each has its own category and its own action.
 
-What the judge of protected texts does not look for (tool calls, extraction over many turns, words that attack the next
+What the judge of protected texts does not look for (tool calls, a prompt told piecemeal, words that attack the next
 reader) is seen by watchers. Text leaves when the judge and all watchers let it.
 """
 

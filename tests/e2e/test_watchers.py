@@ -1,4 +1,4 @@
-"""Canaries, extraction over many calls and attacks in replies, over real HTTP with the vendors' own SDKs."""
+"""Canaries, prompts told piecemeal and attacks in replies, over real HTTP with the vendors' own SDKs."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def marking(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, agent: A
 
 @pytest.fixture(scope="module")
 def counting(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, agent: Agent) -> Iterator[str]:
-    yield from _serve(tmp_path_factory, tiny_model, agent, '[extraction]\naction = "block"\nshare = 0.3\n')
+    yield from _serve(tmp_path_factory, tiny_model, agent, '[piecemeal]\naction = "block"\nshare = 0.3\n')
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +115,7 @@ def test_a_prompt_asked_for_bit_by_bit_is_cut_off_for_that_user_only(
 ) -> None:
     spelled = PROMPT.split()
     user, told = f"{protocol} {stream}", 0
-    with pytest.raises(BLOCKED, match=r"leak\.extraction"):
+    with pytest.raises(BLOCKED, match=r"leak\.piecemeal"):
         for at in range(0, len(spelled), 6):
             agent.text = f"It goes on like this: {' '.join(spelled[at : at + 6])} - and more."
             assert ask(counting, protocol, stream, "And then?", user=user) == agent.text

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 
 from service.firewall.asked import Asked, CallPart, OfferedTool
 from service.firewall.canary import patterns
-from service.firewall.extraction import ToldBefore
 from service.firewall.leakage import LeakageGuard
+from service.firewall.piecemeal import ToldBefore
 from service.firewall.protected import ProtectedTexts
 from service.firewall.tool_calls import ToolPolicy
-from service.settings import Extraction, Leakage, Tools
+from service.settings import Leakage, Piecemeal, Tools
 
 PROMPT = "Ann keeps the blue keys in Oslo, Ben the red ones in Rome, and Cy sells both of them to Dan at night in May."
 MARK = "k3j9qwe7zx2mnb5v"
@@ -33,7 +33,7 @@ def cut_texts(draw: Any, texts: st.SearchStrategy[str]) -> tuple[str, list[str]]
 
 
 async def told(parts: list[str]) -> tuple[Any, int]:
-    watch = ToldBefore(Extraction(action="block", share=0.4), lambda: 0.0).watch
+    watch = ToldBefore(Piecemeal(action="block", share=0.4), lambda: 0.0).watch
     guard = LeakageGuard(Leakage(stream="exact"), ProtectedTexts(), None, None, digest=str, watches=[watch])
     judge = await guard.open("t", [PROMPT], [], Asked(canary=MARK))
     cleared = 0

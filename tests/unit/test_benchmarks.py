@@ -181,7 +181,7 @@ def _figures() -> dict[str, dict[str, Any]]:
             "unrelated": family["stopped"],
             "passage_ms": 0.2,
         },
-        "extraction": {
+        "piecemeal": {
             "prompts": 4,
             "share": 0.12,
             "ways": {
@@ -258,7 +258,7 @@ def test_a_part_that_was_not_measured_is_named_and_a_quick_run_is_marked() -> No
     quick = {name: msgspec.structs.replace(part, quick=True) for name, part in results.parts.items()}
 
     assert (
-        "Not measured yet: recall, evasion, overhead, hostile, leakage, retelling, extraction, credentials, quota."
+        "Not measured yet: recall, evasion, overhead, hostile, leakage, retelling, piecemeal, credentials, quota."
         in tables.render(results)
     )
     assert "Quick run" not in tables.render(results)

@@ -15,12 +15,12 @@ import msgspec
 
 from benchmarks.results import Options
 from service.firewall.asked import Asked
-from service.firewall.extraction import ToldBefore
 from service.firewall.leakage import LeakageGuard
 from service.firewall.ngrams import short_grams, words
+from service.firewall.piecemeal import ToldBefore
 from service.firewall.protected import ProtectedTexts
 from service.firewall.sentences import split
-from service.settings import Extraction, Leakage
+from service.settings import Leakage, Piecemeal
 from training.leak import Told, read
 from training.metrics import share
 
@@ -34,7 +34,7 @@ def measure(options: Options) -> dict[str, Any]:
 
 
 async def _measure(prompts: list[Told]) -> dict[str, Any]:
-    settings = Extraction()
+    settings = Piecemeal()
     ways: dict[str, Callable[[Told], Iterable[str]]] = {
         "three words a turn": lambda told: _bits(told.prompt, 3),
         "four words a turn": lambda told: _bits(told.prompt, 4),
@@ -86,7 +86,7 @@ def _summary(turns: list[_Turns]) -> dict[str, Any]:
     noticed = [one for one in turns if one.turn]
     return {
         "noticed": msgspec.structs.asdict(share(len(noticed), len(turns))),
-        "by_adding_up": sum(one.by == "leak.extraction" for one in noticed),
+        "by_adding_up": sum(one.by == "leak.piecemeal" for one in noticed),
         "turns": median(one.turn for one in noticed) if noticed else None,
         "most_turns": max((one.turn for one in noticed), default=None),
         "of_turns": median(one.of for one in turns),
@@ -99,13 +99,13 @@ async def _honest(told: Told) -> tuple[bool, float]:
     guard, stopped = _guard(), False
     phrases, said = set(short_grams(words(told.prompt))), set[int]()
     for reply in told.benign:
-        stopped |= "leak.extraction" in await _categories(guard, told.prompt, reply.text, reply.user)
+        stopped |= "leak.piecemeal" in await _categories(guard, told.prompt, reply.text, reply.user)
         said |= set(short_grams(words(reply.text))) - set(short_grams(words(reply.user)))
     return stopped, len(phrases & said) / len(phrases)
 
 
 def _guard() -> LeakageGuard:
-    watch = ToldBefore(Extraction(), lambda: 0.0).watch
+    watch = ToldBefore(Piecemeal(), lambda: 0.0).watch
     return LeakageGuard(Leakage(stream="exact"), ProtectedTexts(), None, None, digest=lambda text: "", watches=[watch])
 
 

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 from service.firewall.asked import Asked
-from service.firewall.extraction import ToldBefore
 from service.firewall.leakage import LeakageGuard
 from service.firewall.ngrams import short_grams, words
+from service.firewall.piecemeal import ToldBefore
 from service.firewall.protected import ProtectedTexts
-from service.settings import Extraction, Leakage
+from service.settings import Leakage, Piecemeal
 from training.leak import read
 
 PROMPT = read()[0].prompt
@@ -23,7 +23,7 @@ CHANNEL = "choices/0/content"
 class World:
     def __init__(self, **settings: Any) -> None:
         self.now = 0.0
-        self.told = ToldBefore(Extraction(**settings), lambda: self.now)
+        self.told = ToldBefore(Piecemeal(**settings), lambda: self.now)
         self.guard = LeakageGuard(
             Leakage(stream="exact"), ProtectedTexts(), None, None, digest=str.upper, watches=[self.told.watch]
         )
@@ -56,7 +56,7 @@ async def test_the_finding_names_the_last_phrase_and_the_action_is_that_of_the_s
         if judge.verdict.findings:
             break
     finding = judge.verdict.findings[0]
-    assert (finding.category, finding.action, finding.guard) == ("leak.extraction", "flag", "extraction")
+    assert (finding.category, finding.action, finding.guard) == ("leak.piecemeal", "flag", "piecemeal")
     assert words(f"Next: {bit}"[finding.start : finding.end]) and not judge.blocked
 
 
@@ -102,7 +102,7 @@ async def test_honest_answers_to_every_question_of_the_written_prompts_raise_no_
         world = World()
         for honest in told.benign:
             judge = await world.say(honest.text, user=honest.user, prompt=told.prompt)
-            assert "leak.extraction" not in {finding.category for finding in judge.verdict.findings}
+            assert "leak.piecemeal" not in {finding.category for finding in judge.verdict.findings}
 
 
 async def test_with_allow_nothing_is_counted() -> None:

@@ -18,7 +18,7 @@ from service.firewall.asked import CallPart
 from service.firewall.ngrams import Token, WordReader, short_grams, words
 from service.firewall.verdict import Action
 from service.firewall.watched import Opening, Sight
-from service.settings import Extraction
+from service.settings import Piecemeal
 
 _RUN = 4
 _MIN_GRAMS = 10
@@ -36,21 +36,21 @@ class ToldBefore:
     `clock` gives seconds. Each process remembers its own replies.
     """
 
-    def __init__(self, settings: Extraction, clock: Callable[[], float] = monotonic) -> None:
+    def __init__(self, settings: Piecemeal, clock: Callable[[], float] = monotonic) -> None:
         self.settings = settings
         self._clock = clock
         self._told: OrderedDict[tuple[str, bytes], dict[int, float]] = OrderedDict()
         self._kept = 0
         self._prompts: OrderedDict[bytes, frozenset[int]] = OrderedDict()
 
-    def watch(self, opening: Opening) -> ExtractionWatcher | None:
+    def watch(self, opening: Opening) -> PiecemealWatcher | None:
         """A watcher for one reply; None where nothing is watched, or nothing could be told."""
         if self.settings.action == "allow":
             return None
         # The request's own texts come last, and are asked for first.
         prompts = [self._grams_of(text) for text in opening.prompts[::-1][:_MAX_PROMPTS]]
         prompts = [(key, grams) for key, grams in prompts if len(grams) >= _MIN_GRAMS]
-        return ExtractionWatcher(self, opening.asked.caller, prompts, opening.user_texts) if prompts else None
+        return PiecemealWatcher(self, opening.asked.caller, prompts, opening.user_texts) if prompts else None
 
     def _grams_of(self, prompt: str) -> tuple[bytes, frozenset[int]]:
         key = hashlib.sha256(prompt.encode("utf-8", "surrogatepass")).digest()
@@ -77,10 +77,10 @@ class ToldBefore:
         return len(told)
 
 
-class ExtractionWatcher:
+class PiecemealWatcher:
     """Follows one reply (`watched.Watcher`)."""
 
-    guard = "extraction"
+    guard = "piecemeal"
 
     def __init__(
         self,
@@ -160,5 +160,5 @@ class ExtractionWatcher:
             if count >= _MIN_GRAMS and share >= settings.share:
                 action: Action = settings.action
                 detail = "told in many replies"
-                found.append(Sight("leak.extraction", action, channel, start, end, str(gram), detail, min(share, 1.0)))
+                found.append(Sight("leak.piecemeal", action, channel, start, end, str(gram), detail, min(share, 1.0)))
         return found
