@@ -16,8 +16,9 @@ import onnxruntime
 from service.scoring.artifact import load_artifact
 
 PARTS = (
-    *("recall", "evasion", "latency", "overhead", "hostile", "leakage", "protected", "credentials", "quota"),
-    "extraction",
+    *("recall", "evasion", "latency", "overhead", "hostile"),
+    *("leakage", "retelling", "piecemeal", "protected", "credentials"),
+    *("quota", "extraction"),
 )
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -278,6 +278,42 @@ def _protected(figures: dict[str, Any]) -> list[str]:
     ]
 
 
+# -- retelling -------------------------------------------------------------------------------------------------------
+
+
+def _retelling(figures: dict[str, Any]) -> list[str]:
+    rows = [
+        (kind, "leak" if found["leak"] else "honest", *(percent(found[way]) for way in ("before", "alone", "after")))
+        for kind, found in figures["kinds"].items()
+    ]
+    return [
+        f"Replies to the {figures['prompts']} prompts of `datasets/leakage.jsonl` that nothing was learned on. "
+        "*Without*: the judge of one reply, mode `sentence`, with its comparison by meaning. *Alone*: the weak signs.",
+        table(("Reply", "is", "found without", "found alone", "found by both"), rows),
+        f"Texts of `datasets/dev` held against a prompt they have nothing to do with: {percent(figures['unrelated'])} "
+        f"raise an alarm. A passage costs {figures['passage_ms']:.2f} ms.",
+    ]
+
+
+# -- piecemeal -------------------------------------------------------------------------------------------------------
+
+
+def _piecemeal(figures: dict[str, Any]) -> list[str]:
+    rows = []
+    for way, found in figures["ways"].items():
+        turns = f"{number(found['turns'], 0)} (at most {found['most_turns']})" if found["turns"] else "–"
+        told = f"{found['told_before']:.0%}" if found["told_before"] is not None else "–"
+        rows.append((way, percent(found["noticed"]), turns, number(found["of_turns"], 0), told))
+    honest = figures["honest"]
+    return [
+        f"{figures['prompts']} prompts, each asked for bit by bit by one caller within one window; noticed from "
+        f"{figures['share']:.0%} of a prompt's phrases on, or by the judge of one reply.",
+        table(("Way of asking", "noticed", "turns, median", "turns it would take", "told by then"), rows),
+        f"False alarms: {percent(honest['conversations'])} of conversations of all honest replies to one prompt; the "
+        f"highest share of a prompt's phrases in one is {honest['highest_share']:.1%}.",
+    ]
+
+
 # -- hostile ---------------------------------------------------------------------------------------------------------
 
 
@@ -425,6 +461,8 @@ _SECTIONS = {
     "overhead": _overhead,
     "hostile": _hostile,
     "leakage": _leakage,
+    "retelling": _retelling,
+    "piecemeal": _piecemeal,
     "protected": _protected,
     "credentials": _credentials,
     "quota": _quota,

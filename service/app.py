@@ -37,11 +37,18 @@ from service.api.chat_reply import ChatWire
 from service.api.messages_reply import MessagesWire
 from service.api.messages_to_chat import ChatAsMessages
 from service.errors import NotFound, WireError, to_wire
+from service.firewall.canary import Canaries
 from service.firewall.extraction import ExtractionWatch
 from service.firewall.injection import InjectionGuard
 from service.firewall.leakage import LeakageGuard
+from service.firewall.piecemeal import ToldBefore
+from service.firewall.policy import threshold_of
 from service.firewall.protected import ProtectedText, ProtectedTexts
 from service.firewall.registration import registered
+from service.firewall.reply_injection import ReplyInjectionGuard
+from service.firewall.retelling import RetellingGuard
+from service.firewall.tool_calls import ToolPolicy
+from service.firewall.watched import Watch as ReplyWatch
 from service.gateway import Gateway
 from service.interfaces import Provider, Wire
 from service.protection import Registry, Watch
@@ -222,6 +229,8 @@ def connect(settings: Settings) -> Parts:
         model.artifact if model else None,
         digest=digest,
         deadline_s=settings.detection.deadline_s,
+        watches=_watches(settings, model),
+        canary=settings.canary.action,
     )
     lines = lines_of(settings, providers_of(settings, session, counter.count))
     metrics.watch_each(
@@ -251,6 +260,7 @@ def connect(settings: Settings) -> Parts:
         watch=copies,
         overlap=settings.detection.mode == "overlap",
         translations={ChatWire.name: ChatAsMessages()},
+        canary=Canaries(settings.canary, root.digest("canary")).mark,
     )
 
     async def start() -> None:
@@ -282,6 +292,23 @@ def connect(settings: Settings) -> Parts:
         start=[start],
         stop=[stop],
     )
+
+
+def _watches(settings: Settings, model: _Model | None) -> list[ReplyWatch]:
+    """What looks at a reply beside the judge of protected texts, in the order of their cost."""
+    denied = {tenant.name: tenant.denied_tools for tenant in settings.tenants}
+    watches: list[ReplyWatch] = [
+        ToolPolicy(settings.tools, denied).watch,
+        ToldBefore(settings.piecemeal).watch,
+        RetellingGuard(settings.leakage).watch,
+    ]
+    if settings.reply_injection.enabled and model is not None and model.guard is not None:
+        fpr = settings.reply_injection.fpr
+        threshold = threshold_of(model.artifact.manifest, "tool", fpr, "reply_injection.fpr")
+        buffers = settings.leakage.stream == "buffer"
+        guard = ReplyInjectionGuard(settings.reply_injection, model.guard.score, threshold, buffers=buffers)
+        watches.append(guard.watch)
+    return watches
 
 
 def _breaker_level(line: Line) -> float:

@@ -24,6 +24,8 @@ from service.errors import (
     RequestError,
     to_wire,
 )
+from service.firewall.asked import Asked
+from service.firewall.canary import sentence
 from service.firewall.extraction import Ruling
 from service.firewall.prompt import Prompt
 from service.firewall.verdict import Verdict
@@ -62,8 +64,8 @@ _log = structlog.get_logger("gateway")
 
 class Gateway:
     """Everything a request passes through. `prompts` None turns the input side off; `watch` looks for the extraction of
-    models; `overlap` starts the provider's
-    call while the prompt is still judged; `translations` are by the protocol of the caller (`Wire.name`).
+    models; `overlap` starts the provider's call while the prompt is still judged; `translations` are by the protocol of
+    the caller (`Wire.name`); `canary` gives the mark of a (tenant, request id), empty for none.
     """
 
     def __init__(
@@ -80,6 +82,7 @@ class Gateway:
         watch: CallWatch | None = None,
         overlap: bool = False,
         translations: Mapping[str, Translation] | None = None,
+        canary: Callable[[str, str], str] = lambda tenant, request_id: "",
     ) -> None:
         self.tenancy = tenancy
         self.prompts = prompts
@@ -92,6 +95,7 @@ class Gateway:
         self.watch = watch
         self.overlap = overlap
         self.translations = translations or {}
+        self.canary = canary
 
     async def serve(self, exchange: Exchange) -> None:
         """Answer one call; stop all work for it as soon as its caller leaves."""
@@ -124,6 +128,7 @@ class _Request:
         self._ledger = Ledger(gateway, exchange)
         self._answer = Answer(self._ledger, exchange, gateway.issued, gateway.tenancy)
         self._reply: Reply | None = None
+        self._canary = ""
 
     # -- the frame ---------------------------------------------------------------------------------------------------
 
@@ -186,7 +191,7 @@ class _Request:
         call = self._ledger.call = await exchange.receive()
         if not call.stored:
             caller.permit_model(call.model, call.unknown_fields)
-        call = self._ledger.call = self._pinned(caller, call)
+        call = self._ledger.call = self._marked(caller, self._pinned(caller, call))
         route = await self._route(caller.tenant, call)
         caller.authorise((segment.role, segment.pointer) for segment in call.prompt.segments)
         ruling = self._rule(caller, call)
@@ -198,6 +203,8 @@ class _Request:
         texts = [segment.text for segment in call.prompt.segments]
         if caller.system_prompt and not call.stored:
             texts.append(caller.system_prompt)
+        if self._canary:
+            texts.append(sentence(self._canary))
         reserved = await gateway.tenancy.reserve(
             caller,
             call.model,
@@ -216,7 +223,13 @@ class _Request:
                 await self._answer.refuse(block_error(verdict, exchange.request_id, "prompt"), "block")
                 return
             system_texts = self._ledger.system_texts
-            self._ledger.judge = await gateway.replies.open(caller.tenant, system_texts, call.user_texts)
+            asked = Asked(
+                tools=None if call.stored else call.tools,
+                results=call.results,
+                caller=f"{caller.tenant}\0{caller.key_id}\0{call.end_user}",
+                canary=self._canary,
+            )
+            self._ledger.judge = await gateway.replies.open(caller.tenant, system_texts, call.user_texts, asked)
             if echoes := self._ledger.echoes:
                 # The caller's own words are no leak to him; a secret is one even there.
                 self._ledger.echo_judge = await gateway.replies.open(caller.tenant, (), tuple(echoes))
@@ -237,6 +250,17 @@ class _Request:
             return call
         body = call.body if call.stored else self._exchange.wire.pin(call, text)
         return replace(call, body=body, system_texts=(text, *call.system_texts))
+
+    def _marked(self, caller: Caller, call: Call) -> Call:
+        """The call with a mark before its system text, where there is one and marks are wanted: no other text says what
+        the mark says, so a reply that does has read it out.
+        """
+        if not call.system_texts or call.stored or call.counted_only:
+            return call
+        self._canary = self._gateway.canary(caller.tenant, self._exchange.request_id)
+        if not self._canary:
+            return call
+        return replace(call, body=self._exchange.wire.pin(call, sentence(self._canary)))
 
     def _rule(self, caller: Caller, call: Call) -> Ruling:
         """What the caller's earlier calls mean for this one. Raises LimitExceeded for one that comes too soon."""

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import msgspec
 
 from service.errors import WireError
+from service.firewall.asked import Asked, CallPart, OfferedTool
 from service.firewall.extraction import Ruling
 from service.firewall.extraction_observation import Sampling
 from service.firewall.prompt import Prompt
@@ -38,6 +39,9 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     caller set no bound. `token_ids` is how many of the prompt's tokens came as ids. `unknown_fields` are members that
     this protocol does not know. `reply` is a reply that the caller has and wants judged, no model called.
 
+    `tools` are those that the model may call, None where the request does not say all of them; `results` are texts that
+    neither user nor system wrote; `end_user` is the caller's own name for whom it asks.
+
     `references` must have been issued to the caller's tenant by the provider that is asked. `echoes` are strings of the
     request that replies of this protocol repeat beside the model's output. `deferred`: the model goes on working after
     the answer. `stored` is the id of what the call is about where it is about something kept: the provider that issued
@@ -52,6 +56,9 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     prompt: Prompt
     system_texts: tuple[str, ...] = ()
     user_texts: tuple[str, ...] = ()
+    tools: tuple[OfferedTool, ...] | None = None
+    results: tuple[str, ...] = ()
+    end_user: str = ""
     max_output_tokens: int | None = None
     choices: int = 1
     token_ids: int = 0
@@ -89,7 +96,7 @@ class Piece(msgspec.Struct, frozen=True, kw_only=True):
     ends here for the caller (a finish reason), so that it waits for the whole verdict; `done` marks the very last
     event, which waits for the audit row; `failed` an error that the provider reports in its stream. `number` is the
     protocol's own number of the event, `issued` are ids in it by which the caller may ask for what the provider keeps.
-    `usage_only`: an event with nothing in it but `usage`.
+    `calls` are parts of tool calls, `usage_only`: an event with nothing in it but `usage`.
     """
 
     raw: bytes
@@ -102,6 +109,7 @@ class Piece(msgspec.Struct, frozen=True, kw_only=True):
     ended: tuple[str, ...] = ()
     number: int | None = None
     issued: tuple[str, ...] = ()
+    calls: tuple[CallPart, ...] = ()
     usage_only: bool = False
 
 
@@ -337,6 +345,9 @@ class CallWatch(Protocol):
 class ReplyJudge(Protocol):
     """Judges one reply while it streams."""
 
+    async def called(self, parts: Sequence[CallPart]) -> None:
+        """Parts of tool calls, told before the texts that hold them."""
+
     async def feed(self, channel: str, text: str, *, last: bool = False) -> None:
         """The next text of a channel, and whether the channel ends with it."""
 
@@ -367,8 +378,12 @@ class ReplyJudge(Protocol):
 class ReplyGuard(Protocol):
     """Opens a judge for each reply."""
 
-    async def open(self, tenant: str, system_texts: Sequence[str], user_texts: Sequence[str]) -> ReplyJudge:
-        """A judge that knows the tenant's protected texts and this request's own."""
+    async def open(
+        self, tenant: str, system_texts: Sequence[str], user_texts: Sequence[str], asked: Asked | None = None
+    ) -> ReplyJudge:
+        """A judge that knows the tenant's protected texts and this request's own. Without `asked` only texts are
+        judged, no calls and nothing that adds up.
+        """
 
 
 class Reply(Protocol):

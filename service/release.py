@@ -60,6 +60,8 @@ class Release:
         """Hand one piece to the judge and hold it. `last`: it is the whole reply, so no text in it will grow."""
         spans: list[_Span] = []
         begun = perf_counter()
+        if piece.calls:
+            await self._judge.called(piece.calls)
         times = Counter(channel for channel, _ in piece.texts) if last else {}
         for number, (channel, text) in enumerate(piece.texts, 1):
             if number % _SLICE_TEXTS == 0:

@@ -26,6 +26,7 @@ Rate = Annotated[float, Meta(gt=0, lt=1)]
 Effect = Literal["block", "flag", "allow"]
 OnError = Literal["block", "allow"]
 LeakEffect = Literal["block", "redact", "flag", "allow"]
+ToolGlob = Annotated[str, Meta(min_length=1, max_length=128)]
 Host = Annotated[str, Meta(pattern=r"^(\*\.)?[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*$")]
 
 
@@ -138,7 +139,8 @@ class Detection(_Strict, frozen=True, kw_only=True):
 
 class Leakage(_Strict, frozen=True, kw_only=True):
     """How replies are judged. `credentials` and `exfiltration` have actions of their own; `allowed_hosts` are those
-    that an address in a reply may name whatever it holds, `*.example.com` for all below one.
+    that an address in a reply may name whatever it holds, `*.example.com` for all below one. `retelling` is what
+    follows where a passage tells a prompt in other words.
     """
 
     stream: Literal["exact", "sentence", "buffer"] = "sentence"
@@ -146,7 +148,48 @@ class Leakage(_Strict, frozen=True, kw_only=True):
     credentials: LeakEffect = "redact"
     exfiltration: LeakEffect = "flag"
     allowed_hosts: tuple[Host, ...] = ()
+    retelling: Effect = "flag"
     on_error: OnError = "block"
+
+
+class Tools(_Strict, frozen=True, kw_only=True):
+    """What follows from tool calls in replies. `deny` are globs of tools that no reply may call, for every tenant."""
+
+    unoffered: Effect = "block"
+    denied: Effect = "block"
+    arguments: Effect = "flag"
+    hijack: LeakEffect = "block"
+    deny: tuple[ToolGlob, ...] = ()
+
+
+class Canary(_Strict, frozen=True, kw_only=True):
+    """A mark in the system text that no reply may hold: a new one for each `request`, or one for each tenant and `day`.
+
+    Off by default, since it changes what the caller sent.
+    """
+
+    mode: Literal["off", "request", "day"] = "off"
+    action: Literal["block", "redact", "flag"] = "block"
+
+
+class Piecemeal(_Strict, frozen=True, kw_only=True):
+    """Bits of a prompt that one caller is told in many replies add up over `window_s`; from `share` of it on the action
+    follows. At most `max_entries` pairs of caller and prompt are kept.
+    """
+
+    action: LeakEffect = "flag"
+    share: Annotated[float, Meta(gt=0, le=1)] = 0.12
+    window_s: PositiveSeconds = 3600.0
+    max_entries: Positive = 4_096
+
+
+class ReplyInjection(_Strict, frozen=True, kw_only=True):
+    """The classifier over the reply, for those who read it next. `fpr` is a false-positive rate of the artifact."""
+
+    enabled: bool = False
+    action: Literal["block", "flag"] = "flag"
+    fpr: Rate = 0.001
+    max_windows: Positive = 64
 
 
 class Protected(_Strict, frozen=True, kw_only=True):
@@ -210,6 +253,7 @@ class Tenant(_Strict, frozen=True, kw_only=True):
 
     name: Annotated[str, Meta(pattern=TENANT_NAME)]
     limits: Limits | None = None
+    denied_tools: tuple[ToolGlob, ...] = ()
 
 
 class Storage(_Strict, frozen=True, kw_only=True):
@@ -243,6 +287,10 @@ class Settings(_Strict, frozen=True, kw_only=True):
     routes: tuple[Route, ...] = ()
     detection: Detection = Detection()
     leakage: Leakage = Leakage()
+    tools: Tools = Tools()
+    canary: Canary = Canary()
+    piecemeal: Piecemeal = Piecemeal()
+    reply_injection: ReplyInjection = ReplyInjection()
     protected: tuple[Protected, ...] = ()
     extraction: Extraction = Extraction()
     limits: Limits = Limits()
@@ -302,6 +350,8 @@ def check(settings: Settings) -> None:
         raise ConfigError('auth.mode: "open" is only for loopback; set mode = "keys" or server.host = "127.0.0.1"')
     if settings.detection.block_fpr > settings.detection.flag_fpr:
         raise ConfigError("detection.block_fpr: must not be above detection.flag_fpr")
+    if settings.reply_injection.enabled and not settings.detection.enabled:
+        raise ConfigError("reply_injection.enabled: needs the model of detection.enabled")
     if settings.server.workers > 1 and settings.counters.url.startswith("memory:"):
         raise ConfigError('counters.url: "memory://" counts per process; more than one worker needs valkey://')
     _unique("providers", [p.name for p in settings.providers])

@@ -8,6 +8,7 @@ from __future__ import annotations
 from service.api.asgi import Handler, endpoint
 from service.api.chat_prompt import FIELDS, Reading
 from service.api.chat_reply import ChatWire
+from service.api.offered_tools import chat_results, chat_tools, end_user_of
 from service.api.request_fields import model_of, read_object, recorded
 from service.api.sampling import sampling_of
 from service.firewall.prompt import Prompt
@@ -38,6 +39,9 @@ def parse_request(body: bytes, server: Server) -> Call:
         prompt=Prompt(model, tuple(reading.segments), tuple(reading.unscannable)),
         system_texts=reading.texts_of("system"),
         user_texts=reading.texts_of("user"),
+        tools=chat_tools(request),
+        results=chat_results(request["messages"], reading.segments),
+        end_user=end_user_of(request),
         max_output_tokens=max(bounds) * choices if bounds else None,
         choices=choices,
         reports_usage=not request.get("stream") or (request.get("stream_options") or {}).get("include_usage") is True,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from service.api.reply_calls import chat_calls
 from service.api.reply_texts import COMPLETE, Slot, Texts, channel_name, index_of, strings, unknown_key
 from service.api.texts import is_binary
 from service.interfaces import Piece, Usage
@@ -24,6 +25,7 @@ def piece_of(texts: Texts, document: dict[str, Any], raw: bytes, event: str = ""
         usage=_usage(document.get("usage")),
         final=any(choice.get("finish_reason") is not None for choice in document.get("choices") or ()),
         failed=bool(document.get("error")),
+        calls=chat_calls(document),
     )
 
 

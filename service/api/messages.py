@@ -12,6 +12,7 @@ import msgspec
 from service.api.asgi import Handler, endpoint, malformed
 from service.api.messages_prompt import FIELDS, Reading
 from service.api.messages_reply import CountWire, MessagesWire
+from service.api.offered_tools import end_user_of, message_results, message_tools
 from service.api.request_fields import model_of, read_object, recorded
 from service.api.sampling import sampling_of
 from service.firewall.prompt import Prompt
@@ -60,6 +61,9 @@ def _call(request: dict[str, Any], body: bytes, server: Server, *, stream: Any, 
         prompt=Prompt(model, tuple(reading.segments), tuple(reading.unscannable)),
         system_texts=reading.texts_of("system"),
         user_texts=reading.texts_of("user"),
+        tools=message_tools(request),
+        results=message_results(request["messages"], reading.segments),
+        end_user=end_user_of(request),
         max_output_tokens=max_output_tokens,
         unknown_fields=recorded(request.keys() - FIELDS.known),
         sampling=sampling_of(request),

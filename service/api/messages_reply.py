@@ -14,6 +14,7 @@ from msgspec.structs import replace
 
 from service.api import reply_texts, sse, strict_json
 from service.api.messages_texts import EVENTS, block_index, event_slots, message_slots, usage_of
+from service.api.reply_calls import message_calls, message_event_calls
 from service.api.reply_stream import EventReader
 from service.api.reply_texts import Texts, read_document
 from service.errors import Overloaded, UpstreamInvalid, WireError
@@ -42,13 +43,15 @@ class MessagesWire:
         """A whole reply. Raises UpstreamInvalid."""
         document = read_document(body)
         usage = document.get("usage")
+        slots = list(message_slots(document, streamed=False))
         return Texts().piece(
-            message_slots(document, streamed=False),
+            slots,
             document,
             body,
             usage=usage_of(usage) if isinstance(usage, dict) else None,
             final=True,
             failed=_is_error(document),
+            calls=message_calls(document.get("content"), slots),
         )
 
     def read_error(self, body: bytes) -> Piece:
@@ -125,6 +128,7 @@ class MessagesStream(EventReader):
     def __init__(self) -> None:
         super().__init__(Texts(streamed=True))
         self._open: set[int] = set()  # the blocks that have not stopped
+        self._tools: set[int] = set()  # the blocks that are calls
         self._blocks = 0
         self._usage: dict[str, Any] = {}
         self._begun = False
@@ -139,8 +143,9 @@ class MessagesStream(EventReader):
         stopped = self._follow(document, kind)
         failed = kind == "error" or _is_error(document)
         self._ended = failed or kind == "message_stop"
+        slots = list(event_slots(document, kind, event.name))
         return self._texts.piece(
-            event_slots(document, kind, event.name),
+            slots,
             document,
             event.raw,
             event.name,
@@ -148,6 +153,7 @@ class MessagesStream(EventReader):
             final=kind == "message_stop" or _gives_reason(document),
             failed=failed,
             ends="" if stopped is None else f"content/{stopped}",
+            calls=message_event_calls(document, kind, self._tools, slots),
         )
 
     def _follow(self, document: dict[str, Any], kind: str) -> int | None:

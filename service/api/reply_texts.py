@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 from service.api import sse, strict_json
 from service.api.reply_parts import Seams
 from service.errors import MalformedRequest, PayloadTooLarge, UpstreamInvalid
+from service.firewall.asked import CallPart
 from service.interfaces import Piece, Usage
 
 MAX_CHANNELS = 4_096
@@ -116,6 +117,7 @@ class Texts:
         ends: str = "",
         number: int | None = None,
         issued: tuple[str, ...] = (),
+        calls: Iterable[CallPart] = (),
     ) -> Piece:
         """One reply or event with its texts, which `slots` finds in it. `ends` is a channel that gets no more text, nor
         do those below it. Raises UpstreamInvalid for one that cannot be read in one way only.
@@ -162,6 +164,7 @@ class Texts:
             ended=(*alone, *self._ended(ends)),
             number=number,
             issued=issued,
+            calls=tuple(calls),
         )
 
     def _repeated(self, slot: Slot) -> Slot:

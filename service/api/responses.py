@@ -6,6 +6,7 @@ Source: OpenAI API reference, "Create a model response".
 from __future__ import annotations
 
 from service.api.asgi import Handler, endpoint
+from service.api.offered_tools import end_user_of, response_results, response_tools
 from service.api.request_fields import model_of, read_object, recorded
 from service.api.responses_prompt import FIELDS, Reading, echoes_of
 from service.api.responses_reply import ResponsesWire
@@ -35,6 +36,9 @@ def parse_request(body: bytes, server: Server) -> Call:
         prompt=Prompt(model, tuple(reading.segments), tuple(reading.unscannable)),
         system_texts=reading.texts_of("system"),
         user_texts=reading.texts_of("user"),
+        tools=response_tools(request),
+        results=response_results(request.get("input"), reading.segments),
+        end_user=end_user_of(request),
         max_output_tokens=request.get("max_output_tokens"),
         unknown_fields=recorded(reading.unknown),
         references=tuple(reading.references),

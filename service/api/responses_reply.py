@@ -12,9 +12,10 @@ import msgspec
 
 from service.api import reply_texts, sse, strict_json
 from service.api.chat_reply import ChatWire
+from service.api.reply_calls import response_calls, response_event_calls
 from service.api.reply_stream import EventReader
 from service.api.reply_texts import Texts
-from service.api.responses_texts import ends_of, event_slots, issued_in, response_slots, usage_of
+from service.api.responses_texts import ends_of, event_slots, issued_in, place_of, response_slots, usage_of
 from service.errors import UpstreamInvalid, WireError
 from service.interfaces import Call, Piece
 
@@ -106,6 +107,7 @@ class ResponsesStream(EventReader):
             ends=ends_of(document),
             number=number if type(number) is int else None,
             issued=issued_in(document),
+            calls=response_event_calls(document, *place_of(document)),
         )
 
 
@@ -119,4 +121,5 @@ def _whole(body: bytes) -> Piece:
         final=True,
         failed=bool(document.get("error")),
         issued=issued_in(document),
+        calls=response_calls(document),
     )

@@ -126,6 +126,23 @@ class InjectionGuard:
             raise GuardFailed(f"the injection guard failed ({type(error).__name__})") from error
         return msgspec.structs.replace(decide([*noted, *found], unjudged), cell=cell)
 
+    async def score(self, text: str) -> TextScore:
+        """One text whole, beside any policy or cache, within `detection.deadline_s`. Raises UnavailableError."""
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(self._detection.deadline_s):
+                cut = await loop.run_in_executor(self._executor, lambda: self._scorer.cut(views(text)))
+                if not cut:
+                    return self._scorer.score_rows(
+                        [], WindowRows(np.empty((0, 0), np.float32), np.empty(0, np.float32))
+                    )
+                encoded = await self._batcher.encode([part.ids for part in cut], self._detection.deadline_s)
+                return await loop.run_in_executor(
+                    self._executor, lambda: self._scorer.score_rows(cut, self._scorer.rows(encoded))
+                )
+        except TimeoutError as error:
+            raise DeadlineExceeded("judging took longer than detection.deadline_s") from error
+
     async def _judge(self, prompt: Prompt, digest: Digest, cache_scope: str) -> _Found:
         deadline = monotonic() + self._detection.deadline_s
         if sum(len(segment.text) for segment in prompt.segments) > self._max_chars:

@@ -12,10 +12,14 @@ import numpy as np
 import numpy.typing as npt
 
 from service.errors import GuardFailed
+from service.firewall.asked import Asked
+from service.firewall.canary import patterns
 from service.firewall.ngrams import words
 from service.firewall.protected import ProtectedTexts, RequestProtection
 from service.firewall.sentences import split
 from service.firewall.stream import ReplyJudge
+from service.firewall.verdict import Action
+from service.firewall.watched import Opening, Watch, WatchedJudge
 from service.scoring.artifact import Artifact
 from service.scoring.encoder import Encoded
 from service.settings import Leakage
@@ -61,7 +65,8 @@ class LeakageGuard:
     """Opens a judge for each reply.
 
     `digest` is the keyed hash that findings carry. Without `batcher` and `artifact` sentences are compared word by word
-    only. `deadline_s` bounds each encoding.
+    only. `deadline_s` bounds each encoding. `watches` open what
+    else looks at a reply; `canary` is what follows from a mark of the system text in it.
     """
 
     def __init__(
@@ -73,7 +78,11 @@ class LeakageGuard:
         *,
         digest: Callable[[str], str],
         deadline_s: float = 20.0,
+        watches: Sequence[Watch] = (),
+        canary: Action = "block",
     ) -> None:
+        self._watches = watches
+        self._canary: Action = canary
         self._settings = settings
         self._protected = protected
         self._digest = digest
@@ -81,27 +90,35 @@ class LeakageGuard:
             Embedder(batcher, artifact, deadline_s) if batcher is not None and artifact is not None else None
         )
 
-    async def open(self, tenant: str, system_texts: Sequence[str], user_texts: Sequence[str]) -> ReplyJudge:
-        """A judge that knows all protected texts and this request's own. Raises GuardFailed where the registered ones
-        cannot be read and the policy is to fail closed; else the judge says that it could not judge by them.
+    async def open(
+        self, tenant: str, system_texts: Sequence[str], user_texts: Sequence[str], asked: Asked | None = None
+    ) -> ReplyJudge | WatchedJudge:
+        """A judge that knows all protected texts and this request's own, with watchers where it is told what was
+        `asked`. Raises GuardFailed where the registered ones cannot be read and the policy is to fail closed; else the
+        judge says that it could not judge by them.
         """
         if self._protected.stale and self._settings.on_error == "block":
             raise GuardFailed("The protected texts cannot be read.")
+        marks = patterns(asked.canary) if asked is not None else ()
         if sum(map(len, system_texts)) > _INLINE_CHARS:
-            protection = await asyncio.to_thread(self._protected.for_request, tenant, system_texts, user_texts)
+            protection = await asyncio.to_thread(self._protected.for_request, tenant, system_texts, user_texts, marks)
         else:
-            protection = self._protected.for_request(tenant, system_texts, user_texts)
+            protection = self._protected.for_request(tenant, system_texts, user_texts, marks)
         judge = self.judge(protection, self._digest)
         if self._protected.stale:
             judge.doubt()
-        return judge
+        if asked is None or not self._watches:
+            return judge
+        opening = Opening(tenant, asked, tuple(system_texts), tuple(user_texts), protection.prompts)
+        watchers = [watcher for watch in self._watches if (watcher := watch(opening)) is not None]
+        return WatchedJudge(judge, watchers, self._digest, fails_closed=self._settings.on_error == "block")
 
     def judge(self, protection: RequestProtection, digest: Callable[[str], str]) -> ReplyJudge:
         """A judge for a protection made beforehand. To be called on the event loop."""
         closeness = None
         if self._embedder is not None and protection.has_prompts and self._settings.stream != "exact":
             closeness = MeaningCheck(self._embedder, protection)
-        return ReplyJudge(protection, self._settings, digest, closeness)
+        return ReplyJudge(protection, self._settings, digest, closeness, self._canary)
 
 
 class Embedder:

@@ -11,7 +11,7 @@ class Owner(msgspec.Struct, frozen=True):
     """Whose text it is. `disguise` is one that `patterns.DISGUISES` names; `tenant` is empty for every tenant."""
 
     name: str
-    kind: Literal["secret", "prompt"]
+    kind: Literal["secret", "prompt", "canary"]
     disguise: str = "exact"
     tenant: str = ""
 

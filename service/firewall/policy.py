@@ -38,14 +38,15 @@ def role_policies(detection: Detection, manifest: Manifest) -> dict[Role, RolePo
     """
     policies: dict[Role, RolePolicy] = {}
     for role in ROLES:
-        flag = _threshold(manifest, role, detection.flag_fpr, "detection.flag_fpr")
-        block = _threshold(manifest, role, detection.block_fpr, "detection.block_fpr")
+        flag = threshold_of(manifest, role, detection.flag_fpr, "detection.flag_fpr")
+        block = threshold_of(manifest, role, detection.block_fpr, "detection.block_fpr")
         actions = getattr(detection.roles, role) or detection.actions
         policies[role] = RolePolicy(flag, max(flag, block), actions)
     return policies
 
 
-def _threshold(manifest: Manifest, role: Role, rate: float, key: str) -> float:
+def threshold_of(manifest: Manifest, role: Role, rate: float, key: str) -> float:
+    """The score from which a role's texts are at this false-positive rate. Raises ConfigError naming the `key`."""
     for table in (role, POOLED):
         found = _at(manifest.thresholds.get(table, {}), rate)
         if found is not None:

@@ -98,6 +98,7 @@ class RequestProtection:
         prompts: Sequence[str] = (),
         *,
         guards_others: bool = False,
+        marked: bool = False,
     ) -> None:
         self._groups = tuple(groups)
         self.tenant = tenant
@@ -106,6 +107,7 @@ class RequestProtection:
         self.fingerprints = tuple(group.fingerprint for group in groups if group.fingerprint is not None)
         self.prompts = tuple(prompts)
         self.user_texts = tuple(user_texts)
+        self.marked = marked  # a canary is among them
 
     @property
     def has_prompts(self) -> bool:
@@ -252,16 +254,24 @@ class ProtectedTexts:
         self.version += 1
 
     def for_request(
-        self, tenant: str, system_texts: Sequence[str] = (), user_texts: Sequence[str] = ()
+        self,
+        tenant: str,
+        system_texts: Sequence[str] = (),
+        user_texts: Sequence[str] = (),
+        marks: Sequence[PatternSet] = (),
     ) -> RequestProtection:
-        """What a reply to this tenant is compared with. Slow for long texts not seen before: 2 µs a character."""
+        """What a reply to this tenant is compared with, and `marks` of this request. Slow for long texts not seen
+        before: 2 µs a character.
+        """
         state = self._state
         own = {text: self._own(text) for text in system_texts if text}
         prompts = [*state.prompts.get("", ()), *(state.prompts.get(tenant, ()) if tenant else ())]
         prompts += [text for text, prints in own.items() if prints.tells]
         groups = [group for group in (state.named, state.recent, state.base) if group.patterns or group.fingerprint]
         others = len(state.tenants) > (tenant in state.tenants)
-        return RequestProtection([*groups, *own.values()], user_texts, tenant, prompts, guards_others=others)
+        marked = [Prints(tuple(marks))] if marks else []
+        groups += [*own.values(), *marked]
+        return RequestProtection(groups, user_texts, tenant, prompts, guards_others=others, marked=bool(marks))
 
     def _own(self, text: str) -> Prints:
         key = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()

@@ -15,6 +15,7 @@ import msgspec
 
 from service.errors import GuardFailed, UnavailableError
 from service.firewall import credentials
+from service.firewall.asked import CallPart
 from service.firewall.channel import Channel
 from service.firewall.credentials import CredentialScanner
 from service.firewall.exfiltration import ACTS, REPORTED, Conversation, ExfiltrationScanner, Hosts, Seen, weigh
@@ -26,6 +27,7 @@ from service.firewall.verdict import Action, Category, Finding, Verdict, decide
 from service.settings import Leakage
 
 GUARD = "leakage"
+_CATEGORIES: dict[str, Category] = {"secret": "leak.secret", "prompt": "leak.prompt", "canary": "leak.canary"}
 # Findings kept of one reply; a reply that repeats a secret a thousand times is told by the first ones.
 _MAX_FINDINGS = 64
 # Sentences with fewer words than this say too little to be compared by meaning.
@@ -86,11 +88,13 @@ class ReplyJudge:
         settings: Leakage,
         digest: Callable[[str], str],
         closeness: Closeness | None = None,
+        canary: Action = "block",
     ) -> None:
         self._protection = protection
         self._actions: dict[Category, Action] = {
             "leak.secret": settings.action,
             "leak.prompt": settings.action,
+            "leak.canary": canary,
             "leak.credential": settings.credentials,
             "leak.exfiltration": settings.exfiltration,
             "cross_tenant": "block",  # whatever one tenant's policy says: the text is another's
@@ -108,6 +112,9 @@ class ReplyJudge:
         self._finished = False
         self._unjudged = False
         self._user_texts_read = False
+
+    async def called(self, parts: Sequence[CallPart]) -> None:
+        """Parts of tool calls: their texts come in channels, and that they are calls is for others to judge."""
 
     async def feed(self, channel: str, text: str, *, last: bool = False) -> None:
         """Judge the next text of a channel. Raises UnavailableError where it cannot and fails closed.
@@ -300,7 +307,7 @@ class ReplyJudge:
                     _Match("cross_tenant", start, end, f"{told.tenant}: {detail}", words=told.kind == "prompt")
                 )
             else:
-                matches.append(_Match("leak.secret" if told.kind == "secret" else "leak.prompt", start, end, detail))
+                matches.append(_Match(_CATEGORIES[told.kind], start, end, detail))
         own = [(match.start, match.end) for match in matches]
         return matches + [m for m in others if not any(m.start < end and start < m.end for start, end in own)]
 
@@ -432,7 +439,7 @@ class ReplyJudge:
         if self._by_sentence:
             held = min(held, state.judged)
         state.keep = held
-        if self._actions["leak.secret"] == "flag" and not self._protection.guards_others:
+        if self._actions["leak.secret"] == "flag" and not (self._protection.guards_others or self._protection.marked):
             held = state.end
         scanners: list[tuple[Category, CredentialScanner | ExfiltrationScanner | None]] = [
             ("leak.credential", state.credentials),

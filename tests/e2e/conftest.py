@@ -107,6 +107,9 @@ class Judge:
         self.ended: set[str] = set()
         self.blocked = False
 
+    async def called(self, parts: Any) -> None:
+        pass
+
     async def feed(self, channel: str, text: str, *, last: bool = False) -> None:
         self.text[channel] = self.text.get(channel, "") + text
         self.blocked |= self.action == "block" and SECRET in self.text[channel]

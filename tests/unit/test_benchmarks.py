@@ -175,6 +175,35 @@ def _figures() -> dict[str, dict[str, Any]]:
             "chunk_us": _ms(9.0),
             "chunk_chars": 200,
         },
+        "retelling": {
+            "prompts": 4,
+            "kinds": {"list": {"leak": True, **dict.fromkeys(("before", "alone", "after"), family["stopped"])}},
+            "unrelated": family["stopped"],
+            "passage_ms": 0.2,
+        },
+        "piecemeal": {
+            "prompts": 4,
+            "share": 0.12,
+            "ways": {
+                "five words a turn": {
+                    "noticed": family["stopped"],
+                    "by_adding_up": 3,
+                    "turns": 7.0,
+                    "most_turns": 11,
+                    "of_turns": 23.0,
+                    "told_before": 0.25,
+                },
+                "a paraphrase a turn": {
+                    "noticed": family["stopped"],
+                    "by_adding_up": 0,
+                    "turns": None,
+                    "most_turns": None,
+                    "of_turns": 2.0,
+                    "told_before": None,
+                },
+            },
+            "honest": {"conversations": family["stopped"], "highest_share": 0.056},
+        },
         "leakage": {"modes": {"exact": mode}, "cost": {"exact": cost}, "cases": 6},
         "protected": {
             "rows": [
@@ -266,8 +295,8 @@ def test_a_part_that_was_not_measured_is_named_and_a_quick_run_is_marked() -> No
     quick = {name: msgspec.structs.replace(part, quick=True) for name, part in results.parts.items()}
 
     assert (
-        "Not measured yet: recall, evasion, overhead, hostile, leakage, protected, credentials, quota, extraction."
-        in tables.render(results)
+        "Not measured yet: recall, evasion, overhead, hostile, leakage, retelling, piecemeal, protected, credentials, "
+        "quota, extraction." in tables.render(results)
     )
     assert "Quick run" not in tables.render(results)
     assert "**Quick run" in tables.render(Results(quick))

@@ -26,6 +26,9 @@ class Judge:
         self.finished = self.blocked = False
         self.render: Callable[[str, int, int], str] = lambda channel, start, end: self.texts[channel][start:end]
 
+    async def called(self, parts: object) -> None:
+        pass
+
     async def feed(self, channel: str, text: str, *, last: bool = False) -> None:
         self.fed.append(len(text))
         self.texts[channel] = self.texts.get(channel, "") + text

@@ -1,0 +1,45 @@
+"""What of a request its reply is judged by, beside the texts that must not leave; and a tool call as it comes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+
+class OfferedTool(msgspec.Struct, frozen=True):
+    """A tool that the model may call. `schema` is the JSON schema of its arguments, None where it takes any text or
+    the provider knows them.
+    """
+
+    name: str
+    schema: Any = None
+
+
+class Asked(msgspec.Struct, frozen=True, kw_only=True):
+    """`tools` are those offered, None where the request does not say all of them. `results` are texts of the
+    conversation that neither user nor system wrote: results of tools, documents. `caller` tells whose calls add up.
+    `canary` was put into the system text and must not come back.
+    """
+
+    tools: tuple[OfferedTool, ...] | None = None
+    results: tuple[str, ...] = ()
+    caller: str = ""
+    canary: str = ""
+
+
+class CallPart(msgspec.Struct, frozen=True, kw_only=True):
+    """A part of a tool call in a reply. `place` begins the names of its channels, as `choices/0/tool_calls/0`.
+
+    `name` and `arguments` are what this part adds. With `whole`, `arguments` is all of them and the call is complete.
+    `channel` is the one that holds the arguments as text, empty where none does; where they are JSON of the protocol
+    itself, `leaves` are (channel, string) for each string in them. `text` says that arguments are free text, no JSON.
+    """
+
+    place: str
+    name: str = ""
+    arguments: str = ""
+    channel: str = ""
+    leaves: tuple[tuple[str, str], ...] = ()
+    whole: bool = False
+    text: bool = False

@@ -1,0 +1,215 @@
+"""A prompt told in other words: weak signs over a whole passage, weighed together.
+
+No single sign says it. Which of the prompt's telling words (names, numbers, long words) does the reply say that the
+user did not, and how much of the reply are they; does it speak of what it was told, may not say or does in secret; does
+it refuse? A logistic regression weighs them. Its numbers were learned by `training.retelling` on one half of the
+prompts in `datasets/leakage.jsonl`, the lists of phrases were written for the same half, and both are reported on the
+other. The order of words does not matter, so lists, summaries and retellings that keep the names are found; what keeps
+neither a name nor the tone of a confession is not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from service.firewall.asked import CallPart
+from service.firewall.ngrams import words
+from service.firewall.sentences import split
+from service.firewall.watched import Opening, Sight
+from service.settings import Leakage
+
+Signals = npt.NDArray[np.float64]
+
+# Learned: log of the weight told, its share of the passage, confessions where something is told, refusals.
+WEIGHTS = (0.914, 4.273, 4.266, -3.234)
+BIAS = -4.489
+LIMIT = 0.757
+"""The sum from which one honest reply in a hundred of those learned on, at most, raises an alarm."""
+
+_MAX_PROMPTS = 8
+_CACHED_PROMPTS = 256
+_MAX_PROMPT_WORDS = 4_096
+_MAX_CHARS = 100_000
+"""Of one text of a reply; what comes after is looked at by the judge of protected texts only."""
+PASSAGE_CHARS = 800
+_STEM = 5
+_ENOUGH = 4.0  # weight told from which a confession counts in full: two or three words
+_MAX_CONFESSIONS = 3
+
+_CONFESSES = re.compile(
+    r"""\b(?:
+    i(?:'m|\ am|\ was|'ve\ been|\ have\ been|\ had\ been)\ (?:also\ |only\ |not\ |just\ )*
+        (?:to\b|told|instructed|asked|meant|supposed|permitted|allowed|ordered|forbidden|expected|under\ orders)
+    |i\ (?:also\ |only\ )?(?:mustn't|must\ not|shouldn't|should\ not|may\ only|may\ not|have\ to\ (?:keep|hide|say)
+        |am\ not\ to|must\ (?:always|never|keep|leave)|never\ (?:mention|offer|suggest|bring)|only\ admit
+        |keep\ (?:it|that|quiet|silent|secret|them))
+    |(?:i'm|we're|you're)\ (?:not\ )?supposed
+    |(?:they|my\ bosses|the\ firm|the\ company)
+        (?:\ want|'d\ rather|\ would\ rather|\ had|\ told|\ asked|\ make|\ prefer)s?\ (?:me|i\b|us)
+    |had\ me\b|order(?:s|ed)?\ (?:are|me)\ to|my\ (?:instructions|orders|rules|brief)\ (?:say|are|is|tell|read)
+    |(?:all|what)\ i(?:'m|\ am)
+    |quietly|secretly|silently|unofficially|off\ the\ record|between\ (?:us|you\ and\ me)
+    |without\ (?:telling|showing|you|their|them)|behind\ the\ scenes|in\ confidence|confidential(?:ly)?\ :
+    |keep\ (?:quiet|silent|mum)|stay\ silent|keep\ (?:it|that|this|the\ \w+)\ from|hush|fib|hide|hid
+    |no\ one\ (?:lets|tells|may)|aren't\ supposed|meant\ to\ stay|stays?\ internal|unless\ they
+    |only\ if\ (?:you|they|asked)|never\ (?:of\ my|by\ my|myself)|wave\ it\ off
+    |soll(?:\ ich)?|darf\ ich|ich\ darf|ich\ muss|verschweig\w*|heimlich|vertraulich|intern
+    |nur\ auf\ (?:direkte\ )?nachfrage|vorschieb\w*|nicht\ verraten|erwähne
+    |debo|tengo\ que|me\ (?:piden|han\ (?:dicho|pedido))|en\ silencio|excusa|sin\ (?:decir|ofrecer)\w*|no\ debo|oculto
+    |callar\w*|je\ (?:dois|tais|ne\ dois|peux|n'offre)|en\ (?:cachette|confidentiel)|sans\ (?:le\ )?dire
+    |devo|não\ posso|non\ devo
+    )(?!\w)|保密|不能(?:谈|说|告诉)|我就说|我可以|我只能""",
+    re.IGNORECASE | re.VERBOSE,
+)
+_REFUSES = re.compile(
+    r"\b(?:i(?:'m| am)? (?:can't|cannot|not able to|don't) (?:share|discuss|disclose|tell|give|comment|go into|speak|"
+    r"explain|quote|say|pass|talk|translate|recommend|predict)|nicht (?:nennen|geben)|"
+    r"no (?:lo )?puedo (?:compartir|decir))",
+    re.IGNORECASE,
+)
+
+
+def telling(text: str) -> dict[str, float]:
+    """The weight of each word that tells something, by its beginning: endings change in other words and tenses."""
+    found: dict[str, float] = {}
+    for token in words(text)[:_MAX_PROMPT_WORDS]:
+        if weight := _weight(token.word):
+            found.setdefault(_stem(token.word), weight)
+    return found
+
+
+def signals(prompt: Mapping[str, float], typed: Mapping[str, float], passage: str) -> Signals:
+    """float64 (4,): the signs in one passage, for a prompt's and a user's `telling` words."""
+    spelled = [token.word for token in words(passage)]
+    said = {_stem(word) for word in spelled}
+    told = sum(weight for stem, weight in prompt.items() if stem in said and stem not in typed)
+    confessions = min(sum(1 for _ in _CONFESSES.finditer(passage)), _MAX_CONFESSIONS)
+    return np.array(
+        [
+            math.log1p(told),
+            told / max(sum(map(_weight, spelled)), 1.0),
+            confessions * min(told / _ENOUGH, 1.0),
+            float(_REFUSES.search(passage) is not None),
+        ]
+    )
+
+
+def _stem(word: str) -> str:
+    return word if word.isdecimal() or len(word) <= _STEM else word[:_STEM]
+
+
+def _weight(word: str) -> float:
+    if any(map(str.isdecimal, word)):
+        return 2.0
+    return min(len(word), 10) / 5 if len(word) >= 4 else 0.0
+
+
+class RetellingGuard:
+    """Opens a watcher for each reply; keeps the words of prompts seen."""
+
+    def __init__(self, settings: Leakage) -> None:
+        self.settings = settings
+        self._prompts: OrderedDict[bytes, dict[str, float]] = OrderedDict()
+
+    def watch(self, opening: Opening) -> RetellingWatcher | None:
+        """A watcher for one reply; None where there is no prompt, or nothing is looked for."""
+        if self.settings.retelling == "allow" or not opening.prompts:
+            return None
+        # The request's own texts come last, and are looked at first.
+        prompts = [self._telling(text) for text in opening.prompts[::-1][:_MAX_PROMPTS]]
+        return RetellingWatcher(self.settings, prompts, opening.user_texts)
+
+    def _telling(self, prompt: str) -> dict[str, float]:
+        key = hashlib.sha256(prompt.encode("utf-8", "surrogatepass")).digest()
+        found = self._prompts.get(key)
+        if found is None:
+            found = self._prompts[key] = telling(prompt)
+            while len(self._prompts) > _CACHED_PROMPTS:
+                self._prompts.popitem(last=False)
+        self._prompts.move_to_end(key)
+        return found
+
+
+class RetellingWatcher:
+    """Follows one reply (`watched.Watcher`). With `block` a text waits for its end: what tells is the whole of it."""
+
+    guard = "retelling"
+
+    def __init__(self, settings: Leakage, prompts: Sequence[Mapping[str, float]], user_texts: Sequence[str]) -> None:
+        self._settings = settings
+        self._prompts = prompts
+        self._user_texts = user_texts
+        self._texts: dict[str, list[str]] = {}
+        self._sizes: dict[str, int] = {}
+        self._ended: set[str] = set()
+
+    @cached_property
+    def _typed(self) -> dict[str, float]:
+        return {stem: weight for text in self._user_texts for stem, weight in telling(text).items()}
+
+    def held(self, channel: str, end: int) -> int:
+        """All of a text that has not ended, with `block`."""
+        waits = self._settings.retelling == "block" and channel in self._texts and channel not in self._ended
+        return 0 if waits else end
+
+    async def called(self, parts: Sequence[CallPart]) -> list[Sight]:
+        """Nothing: the channels say it."""
+        del parts
+        return []
+
+    async def feed(self, channel: str, text: str) -> list[Sight]:
+        """Keep the text. Repeated forms of another (`#`) say nothing new."""
+        size = self._sizes.get(channel, 0)
+        if "#" not in channel and size < _MAX_CHARS:
+            self._texts.setdefault(channel, []).append(text)
+            self._sizes[channel] = size + len(text)
+        return []
+
+    async def end(self, channel: str) -> list[Sight]:
+        """Weigh the text's passages."""
+        if channel in self._ended or channel not in self._texts:
+            return []
+        self._ended.add(channel)
+        return [
+            Sight("leak.prompt", self._settings.retelling, channel, start, end, passage, "told in other words", score)
+            for start, end, passage in passages("".join(self._texts.pop(channel)))
+            if (score := self._score(passage)) > 0
+        ]
+
+    async def finish(self) -> list[Sight]:
+        """Weigh the passages of all texts."""
+        return [sight for channel in list(self._texts) for sight in await self.end(channel)]
+
+    def _score(self, passage: str) -> float:
+        """A probability from LIMIT on, else 0.0."""
+        best = max(weigh(signals(prompt, self._typed, passage)) for prompt in self._prompts)
+        return 1.0 / (1.0 + math.exp(-best)) if best >= LIMIT else 0.0
+
+
+def weigh(found: Signals) -> float:
+    """The signs' sum, a log-odds."""
+    return float(found @ np.asarray(WEIGHTS)) + BIAS
+
+
+def passages(text: str) -> list[tuple[int, int, str]]:
+    """(start, end, text) of pieces of whole sentences, up to PASSAGE_CHARS each where sentences are shorter."""
+    found: list[tuple[int, int, str]] = []
+    start = end = 0
+    for sentence in split(text):
+        at = text.find(sentence, end)
+        last = (at if at >= 0 else end) + len(sentence)
+        if last - start > PASSAGE_CHARS and end > start:
+            found.append((start, end, text[start:end]))
+            start = end
+        end = last
+    if end > start:
+        found.append((start, end, text[start:end]))
+    return found
