@@ -30,7 +30,9 @@ MAX_CALLS = 256
 _INLINE_CHARS = 4_000
 _STRICT = 0.9
 _MAX_DESTINATIONS = 512
-_LITERAL = re.compile(r'"(?:[^"\\]|\\.)*"|-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?', re.DOTALL)
+_MAX_REPEATED = 4_096
+# A string that nothing closes goes to the end: looked for anew at each of its quotes, it would take time squared.
+_LITERAL = re.compile(r'"(?:[^"\\]|\\.)*+"?|-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?', re.DOTALL)
 
 
 class _Call(msgspec.Struct):
@@ -154,7 +156,9 @@ class ToolCallWatcher:
 
     async def _judge(self, call: _Call) -> list[Sight]:
         call.judged = True
-        size = call.size + sum(map(len, self._asked.results))
+        opening = self._opening
+        read = (*self._asked.results, *opening.user_texts, *opening.system_texts)
+        size = call.size + sum(map(len, read))
         found = list(await asyncio.to_thread(self._read, call) if size > _INLINE_CHARS else self._read(call))
         fresh = [sight for sight in found if (sight.category, sight.detail) not in call.told]
         call.told.update((sight.category, sight.detail) for sight in fresh)
@@ -198,8 +202,11 @@ class ToolCallWatcher:
     def _hijacks(self, call: _Call) -> Iterator[Sight]:
         tools = list(self._offered or ())
         known: dict[str, tuple[float, str]] = {}
-        for channel, start, end, text, is_string in _leaves(call):
-            scored = [self._trust.repeats_order(text, tools) if is_string else (0.0, "")]
+        for number, (channel, start, end, text, is_string) in enumerate(_leaves(call)):
+            if number == _MAX_REPEATED:
+                yield self._sight("tool.hijack", "flag", call, "more values than are held against results")
+            repeats = is_string and number < _MAX_REPEATED
+            scored = [self._trust.repeats_order(text, tools) if repeats else (0.0, "")]
             for named in destinations(plain(text), alone=True):
                 if named.key not in known and len(known) >= _MAX_DESTINATIONS:
                     yield self._sight("tool.hijack", "flag", call, "more destinations than are looked at")
