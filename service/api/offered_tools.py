@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from typing import Any
 
+from service.api.reply_calls import DEFINED_CALLS
 from service.firewall.asked import OfferedTool
 from service.firewall.prompt import Segment
 
@@ -15,6 +16,7 @@ _RESULT_ITEMS = frozenset(
 # With one of these the model may call what the request does not list.
 _OPEN_ENDED = ("tool_search", "mcp", "namespace")
 _CALLED = ("function", "custom")
+_DEFINED = (*DEFINED_CALLS.values(), "computer_use_preview")
 
 
 def chat_tools(request: dict[str, Any]) -> tuple[OfferedTool, ...] | None:
@@ -52,8 +54,11 @@ def response_tools(request: dict[str, Any]) -> tuple[OfferedTool, ...] | None:
     for tool in request.get("tools") or ():
         if not isinstance(tool, dict) or tool.get("type") in _OPEN_ENDED:
             return None
-        if tool.get("type") in _CALLED and isinstance(tool.get("name"), str):
+        kind = tool.get("type")
+        if kind in _CALLED and isinstance(tool.get("name"), str):
             found.append(OfferedTool(tool["name"], tool.get("parameters")))
+        elif kind in _DEFINED:
+            found.append(OfferedTool("computer" if kind == "computer_use_preview" else kind))
     return tuple(found)
 
 

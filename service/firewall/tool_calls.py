@@ -31,6 +31,8 @@ _INLINE_CHARS = 4_000
 _STRICT = 0.9
 _MAX_DESTINATIONS = 512
 _MAX_REPEATED = 4_096
+_WRITTEN_CHARS, _WRITTEN_WORDS = 500, 8
+_MENTIONED = 0.6
 # A string that nothing closes goes to the end: looked for anew at each of its quotes, it would take time squared.
 _LITERAL = re.compile(r'"(?:[^"\\]|\\.)*+"?|-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?', re.DOTALL)
 
@@ -110,7 +112,10 @@ class ToolCallWatcher:
                 call.parts, call.size, call.judged = [part.arguments], len(part.arguments), False
                 call.name = part.name or call.name
             else:
-                if part.name != call.name:  # some providers say it again with every part
+                if part.name and part.name != call.name:  # some providers say it again with every part
+                    if call.size:  # and some number all calls alike: one has ended, another begins
+                        found += await self._judge(call)
+                        call.name, call.judged = "", False
                     call.name += part.name
                 if call.judged and part.arguments:
                     call.judged = False  # what was complete goes on: it is another call now
@@ -206,6 +211,9 @@ class ToolCallWatcher:
             if number == _MAX_REPEATED:
                 yield self._sight("tool.hijack", "flag", call, "more values than are held against results")
             repeats = is_string and number < _MAX_REPEATED
+            # What fills lines is a file or a letter: it names destinations, and goes to none.
+            has_lines = "\n" in text.strip() and len(text.split()) >= _WRITTEN_WORDS
+            is_written = has_lines or len(text) > _WRITTEN_CHARS
             scored = [self._trust.repeats_order(text, tools) if repeats else (0.0, "")]
             for named in destinations(plain(text), alone=True):
                 if named.key not in known and len(known) >= _MAX_DESTINATIONS:
@@ -213,7 +221,8 @@ class ToolCallWatcher:
                     return
                 if named.key not in known:
                     known[named.key] = self._trust.suspicion(named)
-                scored.append(known[named.key])
+                score, detail = known[named.key]
+                scored.append((min(score, _MENTIONED) if is_written else score, detail))
             score, detail = max(scored)
             if score <= 0:
                 continue
