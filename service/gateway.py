@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from time import perf_counter
 from typing import Any
 
@@ -43,6 +43,7 @@ from service.interfaces import (
     PromptGuard,
     Reply,
     ReplyGuard,
+    ReplyJudge,
     Route,
     Router,
     Target,
@@ -223,13 +224,7 @@ class _Request:
                 await self._answer.refuse(block_error(verdict, exchange.request_id, "prompt"), "block")
                 return
             system_texts = self._ledger.system_texts
-            asked = Asked(
-                tools=None if call.stored else call.tools,
-                results=call.results,
-                caller=f"{caller.tenant}\0{caller.key_id}\0{call.end_user}",
-                canary=self._canary,
-            )
-            self._ledger.judge = await gateway.replies.open(caller.tenant, system_texts, call.user_texts, asked)
+            await self._open_judge(caller, call, system_texts)
             if echoes := self._ledger.echoes:
                 # The caller's own words are no leak to him; a secret is one even there.
                 self._ledger.echo_judge = await gateway.replies.open(caller.tenant, (), tuple(echoes))
@@ -240,6 +235,17 @@ class _Request:
                 await _drop(early)
             if self._reply is not None:
                 await self._reply.close()
+
+    async def _open_judge(self, caller: Caller, call: Call, system_texts: Sequence[str]) -> ReplyJudge:
+        asked = Asked(
+            tools=None if call.stored else call.tools,
+            results=call.results,
+            caller=f"{caller.tenant}\0{caller.key_id}\0{call.end_user}",
+            canary=self._canary,
+        )
+        judge = await self._gateway.replies.open(caller.tenant, system_texts, call.user_texts, asked)
+        self._ledger.judge = judge
+        return judge
 
     def _pinned(self, caller: Caller, call: Call) -> Call:
         """The call with its key's system prompt. The caller never holds that, so its own texts are checked and judged
@@ -345,7 +351,7 @@ class _Request:
     async def _judge_reply(self, caller: Caller, call: Call, reply: Piece) -> dict[str, Any]:
         """The same way as a provider's whole reply goes, and its members of `Judged`."""
         system_texts = (caller.system_prompt, *call.system_texts) if caller.system_prompt else call.system_texts
-        judge = self._ledger.judge = await self._gateway.replies.open(caller.tenant, system_texts, call.user_texts)
+        judge = await self._open_judge(caller, call, system_texts)
         release = Release(judge, self._exchange.wire)
         await release.take(reply, last=True)
         await release.finish()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from typing import Any
 
+from service.api.reply_calls import DEFINED_CALLS
 from service.firewall.asked import OfferedTool
 from service.firewall.prompt import Segment
 
@@ -13,7 +14,9 @@ _RESULT_ITEMS = frozenset(
     {"file_search_call", "web_search_call", "mcp_call", "code_interpreter_call", "mcp_list_tools", "program_output"}
 )
 # With one of these the model may call what the request does not list.
-_OPEN_ENDED = frozenset({"tool_search", "mcp", "namespace"})
+_OPEN_ENDED = ("tool_search", "mcp", "namespace")
+_CALLED = ("function", "custom")
+_DEFINED = (*DEFINED_CALLS.values(), "computer_use_preview")
 
 
 def chat_tools(request: dict[str, Any]) -> tuple[OfferedTool, ...] | None:
@@ -21,8 +24,8 @@ def chat_tools(request: dict[str, Any]) -> tuple[OfferedTool, ...] | None:
     found: list[OfferedTool] = []
     for tool in request.get("tools") or ():
         kind = tool.get("type")
-        inner = tool.get(kind) if isinstance(kind, str) else None
-        if kind not in {"function", "custom"} or not isinstance(inner, dict) or not isinstance(inner.get("name"), str):
+        inner = tool.get(kind) if kind in _CALLED else None
+        if not isinstance(inner, dict) or not isinstance(inner.get("name"), str):
             return None
         found.append(OfferedTool(inner["name"], inner.get("parameters") if kind == "function" else None))
     for function in request.get("functions") or ():
@@ -51,8 +54,11 @@ def response_tools(request: dict[str, Any]) -> tuple[OfferedTool, ...] | None:
     for tool in request.get("tools") or ():
         if not isinstance(tool, dict) or tool.get("type") in _OPEN_ENDED:
             return None
-        if tool.get("type") in {"function", "custom"} and isinstance(tool.get("name"), str):
+        kind = tool.get("type")
+        if kind in _CALLED and isinstance(tool.get("name"), str):
             found.append(OfferedTool(tool["name"], tool.get("parameters")))
+        elif kind in _DEFINED:
+            found.append(OfferedTool("computer" if kind == "computer_use_preview" else kind))
     return tuple(found)
 
 

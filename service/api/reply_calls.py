@@ -12,6 +12,15 @@ from typing import Any
 from service.api.reply_texts import Slot, index_of
 from service.firewall.asked import CallPart
 
+DEFINED_CALLS = {
+    "local_shell_call": "local_shell",
+    "shell_call": "shell",
+    "apply_patch_call": "apply_patch",
+    "computer_call": "computer",
+}
+"""Items of a response that ask the caller for what a tool of OpenAI's own does, and the names they go by here."""
+_ASKED = ("action", "actions", "operation")
+
 
 def chat_calls(document: dict[str, Any]) -> Iterator[CallPart]:
     """Of a chat completion or of one chunk of it."""
@@ -122,7 +131,11 @@ def _streamed(channel: str, arguments: str, *, whole: bool) -> CallPart:
 
 def _item(item: Any, place: str, *, whole: bool) -> Iterator[CallPart]:
     kinds = {"function_call": "arguments", "custom_tool_call": "input"}
-    if isinstance(item, dict) and (member := kinds.get(_string(item.get("type")))):
+    kind = _string(item.get("type")) if isinstance(item, dict) else ""
+    if (name := DEFINED_CALLS.get(kind)) and not _is_hosted(item):
+        asked = {member: item[member] for member in _ASKED if item.get(member)} if whole else None
+        yield CallPart(place=place, name=name, arguments=_written(asked or ""), whole=whole)
+    elif member := kinds.get(kind):
         yield CallPart(
             place=place,
             name=_string(item.get("name")),
@@ -131,6 +144,12 @@ def _item(item: Any, place: str, *, whole: bool) -> Iterator[CallPart]:
             whole=whole,
             text=member == "input",
         )
+
+
+def _is_hosted(item: dict[str, Any]) -> bool:
+    """Whether a shell is one of the provider's own."""
+    environment = item.get("environment")
+    return isinstance(environment, dict) and environment.get("type") == "container_reference"
 
 
 def _written(arguments: Any) -> str:

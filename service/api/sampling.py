@@ -16,17 +16,18 @@ _INCLUDED = "message.output_text.logprobs"
 
 
 def sampling_of(request: Mapping[str, Any]) -> Sampling:
-    """Of a request whose members have their protocol's types."""
+    """Of a request; what has not its protocol's type says nothing."""
     biases = request.get("logit_bias") or {}
     temperature = request.get("temperature")
     bounds = [request.get(name) for name in ("max_tokens", "max_completion_tokens", "max_output_tokens")]
     given = [bound for bound in bounds if isinstance(bound, int)]
+    samples = [count for count in (1, request.get("n"), request.get("best_of")) if isinstance(count, int)]
     return Sampling(
         # In legacy completions `logprobs` is a number, and 0 asks for those of the tokens themselves.
         logprobs=_asks(request.get("logprobs")) or bool(request.get("top_logprobs")) or _includes(request),
-        bias=bias_hash((str(token), float(bias)) for token, bias in biases.items()) if biases else 0,
+        bias=bias_hash(biases.items()) if biases else 0,
         temperature=None if temperature is None else float(temperature),
-        answers=max(request.get("n") or 1, request.get("best_of") or 1),
+        answers=max(samples),
         output_tokens=min(given, default=None),
     )
 

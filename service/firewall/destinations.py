@@ -67,7 +67,11 @@ _ADDRESSES_MODEL = re.compile(
     r"do not (?:tell|mention|inform)|without (?:telling|asking|informing)|system (?:note|notice|message|override))\b"
 )
 _ESCAPED = re.compile(r"\\u([0-9a-fA-F]{4})")  # many results are JSON in a string
-_BREAK = re.compile(r"(?<=[.!?;])\s|\n")
+# A record's members are no sentence together; a line that ends in a colon goes on in the next.
+_BREAK = re.compile(r"(?<=[.!?;])\s|(?<![:\n ])\n|(?<!\\)\"\s*(?:[,:]\s*[\"\[{\d]|[\]}])")
+_UNSEEN = re.compile(
+    "[\u00ad\u034f\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff\U000e0000-\U000e01ef]"
+)
 _MAX_SENTENCE = 400
 _MAX_PLACES = 256  # at which one destination is looked at
 # Long conversations are read from their end: what hijacks a call is mostly the latest result.
@@ -84,8 +88,8 @@ class Named(msgspec.Struct, frozen=True):
 
 
 def plain(text: str) -> str:
-    """The text as destinations are compared: one width, small letters, `[at]` and `[dot]` undone."""
-    text = unicodedata.normalize("NFKC", text).lower()
+    """The text as destinations are compared: nothing unseen, one width, small letters, `[at]` and `[dot]` undone."""
+    text = unicodedata.normalize("NFKC", _UNSEEN.sub("", text)).lower()
     return _DOT.sub(".", _AT.sub("@", text)) if "[" in text or "(" in text or "{" in text or "<" in text else text
 
 

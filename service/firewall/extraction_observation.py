@@ -103,6 +103,6 @@ def signature_of(text: str) -> Signature:
     return signature
 
 
-def bias_hash(biases: Iterable[tuple[str, float]]) -> int:
+def bias_hash(biases: Iterable[tuple[str, object]]) -> int:
     """A hash of logit biases, the same in whatever order they stand; never 0."""
-    return zlib.crc32(repr(sorted(biases)).encode()) or 1
+    return zlib.crc32(repr(sorted(biases, key=lambda bias: bias[0])).encode("utf-8", "surrogatepass")) or 1

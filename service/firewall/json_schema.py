@@ -12,6 +12,8 @@ from typing import Any, TypeGuard
 
 MAX_STEPS = 20_000
 _MAX_DEPTH = 64
+_CHARS_A_STEP = 64  # of a reference
+_LISTS = ("type", "enum", "required")
 _TYPES: dict[str, tuple[type, ...]] = {
     "object": (dict,),
     "array": (list,),
@@ -37,10 +39,15 @@ class _Check:
         self._root = root
         self._steps = steps
 
-    def broken(self, value: Any, schema: Any, depth: int) -> Iterator[str]:
-        self._steps -= 1
+    def _take(self, steps: int) -> None:
+        """Raises NotChecked where there were more than are taken."""
+        self._steps -= steps
         if self._steps < 0:
             raise NotChecked("too many steps")
+
+    def broken(self, value: Any, schema: Any, depth: int) -> Iterator[str]:
+        # A list of names is gone through for each value that it is said of.
+        self._take(1 + sum(len(_list(schema, name)) for name in _LISTS) if isinstance(schema, dict) else 1)
         if depth > _MAX_DEPTH:
             raise NotChecked("too deep")
         if schema is False:
@@ -75,7 +82,6 @@ class _Check:
         known = bool(kinds) and not nullable and all(isinstance(kind, str) and kind in _TYPES for kind in kinds)
         if known and not any(_is_of(value, kind) for kind in kinds):
             yield "type"
-        self._steps -= len(schema["enum"]) if isinstance(schema.get("enum"), list) else 0
         if isinstance(schema.get("enum"), list) and not nullable and not any(_same(value, e) for e in schema["enum"]):
             yield "enum"
         if "const" in schema and not _same(value, schema["const"]):
@@ -119,6 +125,7 @@ class _Check:
         if not isinstance(reference, str) or not reference.startswith("#"):
             raise NotChecked("remote reference")
         node = self._root
+        self._take(len(reference) // _CHARS_A_STEP)
         for step in reference[1:].strip("/").split("/") if reference != "#" else ():
             key = step.replace("~1", "/").replace("~0", "~")
             if isinstance(node, dict) and key in node:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence, Set
+from functools import lru_cache
 from itertools import chain
 
 import msgspec
@@ -26,6 +27,7 @@ _COLUMNS = 4
 _KEY = HEAD * _COLUMNS
 # Fewer places than this are looked up one by one: a call of numpy costs as much as so many.
 _FEW = 24
+_KEPT_PATTERNS = 8_192
 
 Rows = npt.NDArray[np.int64]
 
@@ -61,6 +63,8 @@ class PatternIndex:
         self._owners = owners
         self._numbers = numbers
         self._gone = gone
+        # Looked up again and again where many secrets begin alike: the middles of every search among them.
+        self.pattern = lru_cache(_KEPT_PATTERNS)(self._pattern)
 
     def __len__(self) -> int:
         return len(self._heads)
@@ -78,7 +82,7 @@ class PatternIndex:
         """Whether a pattern stands in a whole projected text."""
         return bool(self.tracker().feed(text, list(range(len(text)))))
 
-    def pattern(self, at: int) -> bytes:
+    def _pattern(self, at: int) -> bytes:
         """The pattern at this place of the order."""
         value, number = self._secrets[self._owners[at]].value, int(self._numbers[at])
         return next(text for form, text in written(value, number) if form == self.form).encode()

@@ -8,10 +8,10 @@ their union stays small.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence, Set
-from functools import cached_property
 from time import monotonic
 
 from service.firewall.asked import CallPart
@@ -24,6 +24,9 @@ _RUN = 4
 _MIN_GRAMS = 10
 """Fewer told phrases say little of any prompt, whatever their share."""
 _MAX_GRAMS = 4_096
+_MAX_CHARS = 32_768
+"""Of a prompt: about as many phrases."""
+_INLINE_CHARS = 4_000  # longer user texts are read in a thread, so that the event loop goes on
 _MAX_PROMPTS = 8
 _CACHED_PROMPTS = 256
 _MAX_KEPT = 400_000
@@ -56,7 +59,7 @@ class ToldBefore:
         key = hashlib.sha256(prompt.encode("utf-8", "surrogatepass")).digest()
         grams = self._prompts.get(key)
         if grams is None:
-            grams = self._prompts[key] = frozenset(short_grams(words(prompt))[:_MAX_GRAMS])
+            grams = self._prompts[key] = frozenset(short_grams(words(prompt[:_MAX_CHARS]))[:_MAX_GRAMS])
             while len(self._prompts) > _CACHED_PROMPTS:
                 self._prompts.popitem(last=False)
         self._prompts.move_to_end(key)
@@ -68,9 +71,11 @@ class ToldBefore:
         told = self._told.setdefault((caller, prompt), {})
         self._told.move_to_end((caller, prompt))
         self._kept -= len(told)
-        for gram in [gram for gram, at in told.items() if now - at > self.settings.window_s]:
-            del told[gram]
-        told.update(dict.fromkeys(grams, now))
+        for gram in grams:
+            told.pop(gram, None)
+            told[gram] = now  # those told longest ago stand first
+        while now - told[first := next(iter(told))] > self.settings.window_s:
+            del told[first]
         self._kept += len(told)
         while len(self._told) > self.settings.max_entries or (self._kept > _MAX_KEPT and len(self._told) > 1):
             self._kept -= len(self._told.popitem(last=False)[1])
@@ -93,6 +98,7 @@ class PiecemealWatcher:
         self._caller = caller
         self._prompts = prompts
         self._user_texts = user_texts
+        self._typed: frozenset[int] | None = None  # read at the first phrase that is told
         self._all = frozenset().union(*(grams for _, grams in prompts))
         self._holds = told.settings.action in ("block", "redact")
         self._readers: dict[str, WordReader] = {}
@@ -100,8 +106,13 @@ class PiecemealWatcher:
         self._lengths: dict[str, int] = {}
         self._ended: set[str] = set()
 
-    @cached_property
-    def _typed(self) -> frozenset[int]:
+    async def _is_typed(self, gram: int) -> bool:
+        if self._typed is None:
+            is_long = sum(map(len, self._user_texts)) > _INLINE_CHARS
+            self._typed = await asyncio.to_thread(self._read_typed) if is_long else self._read_typed()
+        return gram in self._typed
+
+    def _read_typed(self) -> frozenset[int]:
         return frozenset(gram for text in self._user_texts for gram in short_grams(words(text)))
 
     def held(self, channel: str, end: int) -> int:
@@ -124,20 +135,20 @@ class PiecemealWatcher:
         reader = self._readers.setdefault(channel, WordReader())
         start = self._lengths.get(channel, 0)
         self._lengths[channel] = start + len(text)
-        return self._take(channel, reader.feed(text, start))
+        return await self._take(channel, reader.feed(text, start))
 
     async def end(self, channel: str) -> list[Sight]:
         """Read the last word."""
         if channel in self._ended or channel not in self._readers:
             return []
         self._ended.add(channel)
-        return self._take(channel, self._readers[channel].finish())
+        return await self._take(channel, self._readers[channel].finish())
 
     async def finish(self) -> list[Sight]:
         """Read the last word of each channel."""
         return [sight for channel in list(self._readers) for sight in await self.end(channel)]
 
-    def _take(self, channel: str, tokens: Sequence[Token]) -> list[Sight]:
+    async def _take(self, channel: str, tokens: Sequence[Token]) -> list[Sight]:
         last = self._last.setdefault(channel, deque(maxlen=_RUN))
         found: list[Sight] = []
         for token in tokens:
@@ -145,7 +156,7 @@ class PiecemealWatcher:
             if len(last) < _RUN:
                 continue
             gram = hash(tuple([word.word for word in last]))
-            if gram in self._all and gram not in self._typed:
+            if gram in self._all and not await self._is_typed(gram):
                 found += self._add(gram, channel, last[0].start, token.end)
         return found
 

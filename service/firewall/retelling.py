@@ -10,6 +10,7 @@ neither a name nor the tone of a confession is not.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import math
 import re
@@ -36,7 +37,8 @@ LIMIT = 0.757
 
 _MAX_PROMPTS = 8
 _CACHED_PROMPTS = 256
-_MAX_PROMPT_WORDS = 4_096
+_MAX_PROMPT_CHARS = 32_768
+_INLINE_CHARS = 4_000  # longer texts are weighed in a thread, so that the event loop goes on
 _MAX_CHARS = 100_000
 """Of one text of a reply; what comes after is looked at by the judge of protected texts only."""
 PASSAGE_CHARS = 800
@@ -80,7 +82,7 @@ _REFUSES = re.compile(
 def telling(text: str) -> dict[str, float]:
     """The weight of each word that tells something, by its beginning: endings change in other words and tenses."""
     found: dict[str, float] = {}
-    for token in words(text)[:_MAX_PROMPT_WORDS]:
+    for token in words(text):
         if weight := _weight(token.word):
             found.setdefault(_stem(token.word), weight)
     return found
@@ -131,7 +133,7 @@ class RetellingGuard:
         key = hashlib.sha256(prompt.encode("utf-8", "surrogatepass")).digest()
         found = self._prompts.get(key)
         if found is None:
-            found = self._prompts[key] = telling(prompt)
+            found = self._prompts[key] = telling(prompt[:_MAX_PROMPT_CHARS])
             while len(self._prompts) > _CACHED_PROMPTS:
                 self._prompts.popitem(last=False)
         self._prompts.move_to_end(key)
@@ -178,19 +180,26 @@ class RetellingWatcher:
         if channel in self._ended or channel not in self._texts:
             return []
         self._ended.add(channel)
-        return [
-            Sight("leak.prompt", self._settings.retelling, channel, start, end, passage, "told in other words", score)
-            for start, end, passage in passages("".join(self._texts.pop(channel)))
-            if (score := self._score(passage)) > 0
-        ]
+        text = "".join(self._texts.pop(channel))
+        is_long = len(text) + sum(map(len, self._user_texts)) > _INLINE_CHARS
+        return await asyncio.to_thread(self._weigh, channel, text) if is_long else self._weigh(channel, text)
 
     async def finish(self) -> list[Sight]:
         """Weigh the passages of all texts."""
         return [sight for channel in list(self._texts) for sight in await self.end(channel)]
 
+    def _weigh(self, channel: str, text: str) -> list[Sight]:
+        return [
+            Sight("leak.prompt", self._settings.retelling, channel, start, end, passage, "told in other words", score)
+            for start, end, passage in passages(text)
+            if (score := self._score(passage)) > 0
+        ]
+
     def _score(self, passage: str) -> float:
         """A probability from LIMIT on, else 0.0."""
-        best = max(weigh(signals(prompt, self._typed, passage)) for prompt in self._prompts)
+        best = max(weigh(signals(prompt, {}, passage)) for prompt in self._prompts)
+        if best >= LIMIT:  # what the user typed can only lower it
+            best = max(weigh(signals(prompt, self._typed, passage)) for prompt in self._prompts)
         return 1.0 / (1.0 + math.exp(-best)) if best >= LIMIT else 0.0
 
 

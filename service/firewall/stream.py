@@ -23,12 +23,12 @@ from service.firewall.ngrams import Token
 from service.firewall.owners import Owners, concerned
 from service.firewall.patterns import MIN_PATTERN
 from service.firewall.protected import RequestProtection
-from service.firewall.verdict import Action, Category, Finding, Verdict, decide
+from service.firewall.verdict import Action, Category, Finding, Verdict, decide, is_new_kind
 from service.settings import Leakage
 
 GUARD = "leakage"
 _CATEGORIES: dict[str, Category] = {"secret": "leak.secret", "prompt": "leak.prompt", "canary": "leak.canary"}
-# Findings kept of one reply; a reply that repeats a secret a thousand times is told by the first ones.
+# Findings kept of one reply, beside the first of each kind: a secret repeated a thousand times is told by these.
 _MAX_FINDINGS = 64
 # Sentences with fewer words than this say too little to be compared by meaning.
 _MIN_MEANING_WORDS = 4.0
@@ -425,7 +425,7 @@ class ReplyJudge:
             self._findings[-1] = msgspec.structs.replace(
                 finding, start=previous.start, end=max(end, previous.end), score=max(match.score, previous.score)
             )
-        elif len(self._findings) < _MAX_FINDINGS:
+        elif len(self._findings) < _MAX_FINDINGS or is_new_kind(finding, self._findings):
             self._findings.append(finding)
         if action == "block":
             self._blocked = True

@@ -30,7 +30,11 @@ MAX_CALLS = 256
 _INLINE_CHARS = 4_000
 _STRICT = 0.9
 _MAX_DESTINATIONS = 512
-_LITERAL = re.compile(r'"(?:[^"\\]|\\.)*"|-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?', re.DOTALL)
+_MAX_REPEATED = 4_096
+_WRITTEN_CHARS, _WRITTEN_WORDS = 500, 8
+_MENTIONED = 0.6
+# A string that nothing closes goes to the end: looked for anew at each of its quotes, it would take time squared.
+_LITERAL = re.compile(r'"(?:[^"\\]|\\.)*+"?|-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?', re.DOTALL)
 
 
 class _Call(msgspec.Struct):
@@ -108,7 +112,10 @@ class ToolCallWatcher:
                 call.parts, call.size, call.judged = [part.arguments], len(part.arguments), False
                 call.name = part.name or call.name
             else:
-                if part.name != call.name:  # some providers say it again with every part
+                if part.name and part.name != call.name:  # some providers say it again with every part
+                    if call.size:  # and some number all calls alike: one has ended, another begins
+                        found += await self._judge(call)
+                        call.name, call.judged = "", False
                     call.name += part.name
                 if call.judged and part.arguments:
                     call.judged = False  # what was complete goes on: it is another call now
@@ -154,7 +161,9 @@ class ToolCallWatcher:
 
     async def _judge(self, call: _Call) -> list[Sight]:
         call.judged = True
-        size = call.size + sum(map(len, self._asked.results))
+        opening = self._opening
+        read = (*self._asked.results, *opening.user_texts, *opening.system_texts)
+        size = call.size + sum(map(len, read))
         found = list(await asyncio.to_thread(self._read, call) if size > _INLINE_CHARS else self._read(call))
         fresh = [sight for sight in found if (sight.category, sight.detail) not in call.told]
         call.told.update((sight.category, sight.detail) for sight in fresh)
@@ -198,15 +207,22 @@ class ToolCallWatcher:
     def _hijacks(self, call: _Call) -> Iterator[Sight]:
         tools = list(self._offered or ())
         known: dict[str, tuple[float, str]] = {}
-        for channel, start, end, text, is_string in _leaves(call):
-            scored = [self._trust.repeats_order(text, tools) if is_string else (0.0, "")]
+        for number, (channel, start, end, text, is_string) in enumerate(_leaves(call)):
+            if number == _MAX_REPEATED:
+                yield self._sight("tool.hijack", "flag", call, "more values than are held against results")
+            repeats = is_string and number < _MAX_REPEATED
+            # What fills lines is a file or a letter: it names destinations, and goes to none.
+            has_lines = "\n" in text.strip() and len(text.split()) >= _WRITTEN_WORDS
+            is_written = has_lines or len(text) > _WRITTEN_CHARS
+            scored = [self._trust.repeats_order(text, tools) if repeats else (0.0, "")]
             for named in destinations(plain(text), alone=True):
                 if named.key not in known and len(known) >= _MAX_DESTINATIONS:
                     yield self._sight("tool.hijack", "flag", call, "more destinations than are looked at")
                     return
                 if named.key not in known:
                     known[named.key] = self._trust.suspicion(named)
-                scored.append(known[named.key])
+                score, detail = known[named.key]
+                scored.append((min(score, _MENTIONED) if is_written else score, detail))
             score, detail = max(scored)
             if score <= 0:
                 continue

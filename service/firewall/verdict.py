@@ -78,6 +78,11 @@ def severest(actions: Iterable[Action]) -> Action:
     return max(actions, key=_SEVERITY.__getitem__, default="allow")
 
 
+def is_new_kind(finding: Finding, known: Iterable[Finding]) -> bool:
+    """Whether none of its category led to its action yet: of many findings the first of each kind must be on record."""
+    return all((finding.category, finding.action) != (each.category, each.action) for each in known)
+
+
 def decide(findings: Iterable[Finding], unjudged: Iterable[str] = ()) -> Verdict:
     """Fold findings into one verdict."""
     kept = tuple(findings)

@@ -6,6 +6,7 @@ reader) is seen by watchers. Text leaves when the judge and all watchers let it.
 
 from __future__ import annotations
 
+from bisect import insort
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
@@ -15,7 +16,7 @@ from service.errors import GuardFailed, UnavailableError
 from service.firewall.asked import Asked, CallPart
 from service.firewall.channel import REDACTED
 from service.firewall.stream import ReplyJudge
-from service.firewall.verdict import Action, Category, Finding, Verdict, decide
+from service.firewall.verdict import Action, Category, Finding, Verdict, decide, is_new_kind
 
 _MAX_FINDINGS = 64
 
@@ -132,7 +133,10 @@ class WatchedJudge:
         """The text to send for [start, end), which is cleared."""
         parts: list[str] = []
         at = start
-        for first, last in self._redactions.get(channel, ()):
+        ahead = [(first, last) for first, last in self._redactions.get(channel, ()) if last > start]
+        if channel in self._redactions:
+            self._redactions[channel] = ahead  # what lies before was sent
+        for first, last in ahead:
             if last <= at or first >= end:
                 continue
             parts.append(self._judge.render(channel, at, max(at, first)))
@@ -191,11 +195,13 @@ class WatchedJudge:
             # What goes on is one finding.
             end, score = max(previous.end, sight.end), max(previous.score, sight.score)
             self._findings[-1] = msgspec.structs.replace(finding, start=previous.start, end=end, score=score)
-        elif len(self._findings) < _MAX_FINDINGS:
+        elif len(self._findings) < _MAX_FINDINGS or is_new_kind(finding, self._findings):
             self._findings.append(finding)
         if sight.action == "block":
             self._blocked = True
         elif sight.action == "redact":
             ranges = self._redactions.setdefault(sight.channel, [])
-            ranges.append((sight.start, sight.end))
-            ranges.sort()
+            if ranges and ranges[-1][0] <= sight.start <= ranges[-1][1]:
+                ranges[-1] = (ranges[-1][0], max(ranges[-1][1], sight.end))
+            else:
+                insort(ranges, (sight.start, sight.end))

@@ -170,6 +170,24 @@ async def test_a_reply_is_judged_where_prompts_are_not(world: Any, client: aioht
         assert answer.status == 503
 
 
+async def test_a_reply_that_the_caller_has_is_watched_as_a_providers_is(
+    world: Any, client: aiohttp.ClientSession
+) -> None:
+    opened: list[Any] = []
+    replies = world.gateway.replies
+
+    class Watching:
+        async def open(self, tenant: str, system: Any, user: Any, asked: Any = None) -> Any:
+            opened.append(asked)
+            return await replies.open(tenant, system, user, asked)
+
+    world.gateway.replies = Watching()
+    async with client.post("/scan/output", json={"prompt": "hi", "output": "hello"}) as answer:
+        assert answer.status == 200
+    (asked,) = opened
+    assert asked.tools is None and asked.caller.startswith(world.row().tenant + "\0")
+
+
 async def test_a_scan_of_nothing_but_an_image_is_judged(world: Any, client: aiohttp.ClientSession) -> None:
     image = {"type": "image_url", "image_url": {"url": "https://example.org/a.png"}}
     asked: list[Any] = []

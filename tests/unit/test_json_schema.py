@@ -80,3 +80,17 @@ def test_a_schema_that_refers_to_itself_or_branches_without_end_is_given_up() ->
         violation(1, wide)
     with pytest.raises(NotChecked):
         violation(list(range(30_000)), {"items": {"type": "integer"}})
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"required": [1] * 25_000},
+        {"type": ["string"] * 25_000 + ["object"]},
+        {"enum": [1] * 25_000 + [{}]},
+        {"$ref": "#" + "/" * 2_000_000},
+    ],
+)
+def test_long_lists_and_references_in_a_schema_count_for_each_value_they_are_held_against(schema: Any) -> None:
+    with pytest.raises(NotChecked, match="too many steps"):
+        violation({}, schema)

@@ -87,6 +87,17 @@ async def test_what_was_told_before_the_window_is_forgotten() -> None:
         world.now += 61.0
 
 
+async def test_a_phrase_told_again_is_as_young_as_its_last_telling() -> None:
+    world = World(window_s=10.0)
+    for now, grams, count in ((0.0, {1, 2}, 2), (6.0, {1}, 2), (11.0, {3}, 2), (17.0, {4}, 2)):
+        world.now = now
+        assert world.told.add("a", b"", grams) == count
+
+
+async def test_a_callers_own_words_are_no_telling_however_much_he_wrote() -> None:
+    assert await World().turns(user="So it goes. " * 1_000 + PROMPT) == 0
+
+
 async def test_memory_is_bounded_and_the_oldest_caller_is_forgotten_first() -> None:
     world = World(max_entries=2)
     for caller in ("a", "b", "c"):

@@ -50,6 +50,8 @@ async def test_with_block_nothing_of_it_leaves() -> None:
 
 async def test_what_the_user_said_himself_and_confessions_of_something_else_tell_nothing() -> None:
     assert (await judged(RETOLD, user=PROMPT + RETOLD)).verdict.findings == ()
+    assert (await judged(RETOLD, user="So it goes. " * 1_000 + PROMPT + RETOLD)).verdict.findings == ()
+    assert (await judged(RETOLD, user="So it goes. " * 1_000)).verdict.findings != ()
     secretive = "Between us, I was told to keep quiet: it may rain in the hills on Sunday afternoon."
     assert (await judged(secretive)).verdict.findings == ()
     assert (await judged(RETOLD, action="allow")).verdict.findings == ()

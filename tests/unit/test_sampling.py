@@ -36,6 +36,13 @@ def test_each_option_of_a_chat_is_told() -> None:
     assert chat(logit_bias={}).bias == 0
 
 
+@pytest.mark.parametrize("member", [{"logit_bias": {"7": "much"}}, {"best_of": "two"}, {"tools": [{"type": ["x"]}]}])
+def test_what_has_not_its_protocols_type_is_for_the_provider_to_refuse(member: dict[str, Any]) -> None:
+    assert chat(**member).answers == 1
+    response = {"model": "m", "input": "hi", "tools": [{"type": ["x"]}]}
+    assert parse_response(json.dumps(response).encode(), Server()).tools == ()
+
+
 def test_the_other_protocols_tell_theirs() -> None:
     def completion(**more: Any) -> Sampling:
         body = json.dumps({"model": "m", "prompt": "hi"} | more).encode()
