@@ -9,7 +9,7 @@ import msgspec
 import sqlalchemy as sa
 
 from service.errors import StorageFailed
-from service.records.database import Database
+from service.records.database import LONG_S, Database
 from service.records.schema import KEYS, TENANTS
 from service.settings import Limits
 
@@ -47,7 +47,7 @@ class KeyTable(Database):
         """The key with this id and its tenant's limits, revoked and expired ones included."""
         joined = KEYS.outerjoin(TENANTS, TENANTS.c.name == KEYS.c.tenant)
         query = sa.select(KEYS, TENANTS.c.limits.label("tenant_limits")).select_from(joined).where(KEYS.c.id == key_id)
-        async with self.begin() as connection:
+        async with self.read() as connection:
             row = (await connection.execute(query)).mappings().one_or_none()
         return _key_row(row) if row else None
 
@@ -106,7 +106,7 @@ class KeyTable(Database):
             query = query.where(
                 order > sa.select(last.c.created_at, last.c.id).where(last.c.id == after).scalar_subquery()
             )
-        async with self.begin() as connection:
+        async with self.read(LONG_S) as connection:
             return [_key_row(row) for row in (await connection.execute(query)).mappings()]
 
 
