@@ -187,7 +187,10 @@ async def _version(connection: AsyncConnection, place: str, create: bool) -> int
     if not await connection.run_sync(lambda sync: sa.inspect(sync).has_table(SCHEMA.name)):
         if create:
             return None
-        raise ConfigError(f"storage.url: {place} is not the firewall's database")
+        raise ConfigError(
+            f"storage.url: {place} is not the firewall's database; `semantic-firewall migrate` makes its tables where "
+            "there are none, and so does the service when it starts"
+        )
     version = (await connection.execute(sa.select(SCHEMA.c.version))).scalar()
     return 0 if version is None else int(version)
 
