@@ -109,7 +109,7 @@ class KeyTable(Database):
                 order > sa.select(last.c.created_at, last.c.id).where(last.c.id == after).scalar_subquery()
             )
         async with self.read(LONG_S) as connection:
-            return [_key_row(row) for row in (await connection.execute(query)).mappings()]
+            return [_key_row(dict(row)) for row in (await connection.execute(query)).mappings()]
 
 
 def encode_limits(limits: Limits) -> str:
