@@ -18,7 +18,7 @@ from service.scoring.artifact import load_artifact
 PARTS = (
     *("recall", "evasion", "latency", "overhead", "hostile"),
     *("leakage", "retelling", "piecemeal", "protected", "credentials"),
-    *("quota", "extraction"),
+    *("quota", "extraction", "keys"),
 )
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pwd
 import re
 import shutil
 import socket
@@ -94,8 +95,64 @@ def counters_server() -> Iterator[str | None]:
 
 
 @contextlib.contextmanager
-def _started(command: list[str], environment: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+def database_server() -> Iterator[str | None]:
+    """The address of an empty database on a PostgreSQL of its own; None where that is not installed.
+
+    Its programs refuse root, who then starts them as `postgres` or `nobody`.
+    """
+    programs = _postgres_programs()
+    if programs is None:
+        yield None
+        return
+    user = _unprivileged()
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        if user is not None:
+            shutil.chown(folder, user)
+        data, port = str(Path(folder, "data")), _free_port()
+        made = [str(programs / "initdb"), "-D", data, "-U", "firewall", "--auth", "trust", "-E", "UTF8", "--no-locale"]
+        subprocess.run(made, check=True, stdout=subprocess.DEVNULL, user=user, cwd="/")
+        command = [str(programs / "postgres"), "-D", data, "-p", str(port), "-c", "listen_addresses=127.0.0.1"]
+        command += ["-c", "unix_socket_directories=", "-c", "log_min_messages=panic"]
+        with _started(command, os.environ.copy(), user) as process:
+            _wait_for(port, process)
+            asked = [
+                str(programs / "pg_isready"),
+                "-q",
+                "-U",
+                "firewall",
+                "-h",
+                "127.0.0.1",
+                "-p",
+                str(port),
+                "-t",
+                str(int(_START_S)),
+            ]
+            deadline = time.monotonic() + _START_S
+            while subprocess.run(asked, check=False).returncode != 0 and time.monotonic() < deadline:
+                time.sleep(0.05)
+            yield f"postgresql://firewall@127.0.0.1:{port}/postgres"
+
+
+def _postgres_programs() -> Path | None:
+    """The folder of the newest `initdb`: Debian's, else that of the path."""
+    places = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: float(path.parent.name), reverse=True)
+    found = shutil.which("initdb")
+    places += [Path(found).resolve().parent] if found else []
+    return next((place for place in places if (place / "initdb").exists() and (place / "postgres").exists()), None)
+
+
+def _unprivileged() -> str | None:
+    if os.getuid() != 0:
+        return None
+    known = {entry.pw_name for entry in pwd.getpwall()}
+    return next(name for name in ("postgres", "nobody") if name in known)
+
+
+@contextlib.contextmanager
+def _started(
+    command: list[str], environment: dict[str, str], user: str | None = None
+) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, user=user)
     try:
         yield process
     finally:

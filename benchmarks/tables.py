@@ -416,6 +416,27 @@ def _quota(figures: dict[str, Any]) -> list[str]:
     ]
 
 
+# -- keys ------------------------------------------------------------------------------------------------------------
+
+
+def _keys(figures: dict[str, Any]) -> list[str]:
+    rows = [
+        (
+            f"{found['where']}, {found['keys']:,} keys",
+            _three(found["ms"]),
+            f"{figures['goal_ms']:g}: {'met' if found['met'] else 'missed'}",
+            _three(found["unknown_ms"]),
+            _three(found["believed_ms"]),
+        )
+        for found in figures["rows"]
+    ]
+    return [
+        "One caller after the other presents a key, and is told whose it is. The database is warm. A worker believes "
+        "what it has read for half a second; the first two figures are of keys that it does not.",
+        table(("database", "ms p50 / p95 / p99", "goal at p99", "unknown key", "believed key"), rows),
+    ]
+
+
 # -- extraction ------------------------------------------------------------------------------------------------------
 
 
@@ -466,4 +487,5 @@ _SECTIONS = {
     "protected": _protected,
     "credentials": _credentials,
     "quota": _quota,
+    "keys": _keys,
 }

@@ -53,7 +53,7 @@ from service.gateway import Gateway
 from service.interfaces import Provider, Wire
 from service.protection import Registry, Watch
 from service.records.audit_log import AuditLog
-from service.records.database import database_path
+from service.records.place import database_place
 from service.records.row_writer import RowWriter
 from service.records.store import Store
 from service.scoring.artifact import load_artifact
@@ -210,9 +210,9 @@ def connect(settings: Settings) -> Parts:
     """
     root = load_root(settings.folder)
     digest = root.digest("audit")
-    store = Store(database_path(settings))
-    rows = RowWriter(store.path)
-    audit = AuditLog(rows, settings.storage.on_error, rows.add_at_once)
+    store = Store(database_place(settings))
+    rows = RowWriter(store.place) if isinstance(store.place, Path) else None
+    audit = AuditLog(rows or store, settings.storage.on_error, rows.add_at_once if rows else None)
     counter, session, metrics = TokenCounter(), SharedSession(), Metrics()
     keys = Keys(store, root)
     quota = Quota(counters_of(settings), settings.counters.on_error)
@@ -275,7 +275,8 @@ def connect(settings: Settings) -> Parts:
         await watch.stop()
         await session.close()
         await audit.close()
-        await rows.close()
+        if rows is not None:
+            await rows.close()
         if model is not None:
             await model.close()
         counter.close()

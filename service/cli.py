@@ -114,7 +114,7 @@ def _check_config(options: argparse.Namespace) -> int:
         _check_model(settings),
         f"leakage     {settings.leakage.stream}, {settings.leakage.action}; protected texts: {len(settings.protected)}",
         f"tenants     {', '.join([DEFAULT_TENANT, *(t.name for t in settings.tenants)])}",
-        f"storage     {settings.storage.url}; counters {settings.counters.url}",
+        f"storage     {_shown_storage(settings)}; counters {settings.counters.url}",
     ]
     print("ok", *lines, sep="\n  ")
     for text in registered(settings):
@@ -123,13 +123,20 @@ def _check_config(options: argparse.Namespace) -> int:
     return 0
 
 
+def _shown_storage(settings: Settings) -> str:
+    from service.records.place import database_place
+
+    place = database_place(settings)
+    return settings.storage.url if isinstance(place, Path) else str(place)  # without its password
+
+
 def _check_parts(settings: Settings) -> None:
     """What only the parts themselves know to be wrong. Nothing is made or written. Raises ConfigError."""
     from service.firewall.registration import registered
-    from service.records.database import database_path
+    from service.records.place import database_place
     from service.tenancy import keys, quota
 
-    database_path(settings)
+    database_place(settings)
     quota.check(settings)
     if os.environ.get(keys.SECRET_VARIABLE) or (settings.folder / "secret.key").exists():
         keys.load_root(settings.folder)
@@ -226,25 +233,25 @@ def _scan(options: argparse.Namespace) -> int:
 
 
 def _audit_verify(options: argparse.Namespace) -> int:
-    from service.records.database import database_path
+    from service.records.place import database_place
     from service.records.store import verify
 
-    path = database_path(config.load(options.config))
-    report = asyncio.run(verify(path))
+    place = database_place(config.load(options.config))
+    report = asyncio.run(verify(place))
     for problem in report.problems:
-        print(f"{path}: {problem}", file=sys.stderr)
-    print(f"{'damaged' if report.problems else 'ok'}: {report.rows} audit rows in {path}")
+        print(f"{place}: {problem}", file=sys.stderr)
+    print(f"{'damaged' if report.problems else 'ok'}: {report.rows} audit rows in {place}")
     return 1 if report.problems else 0
 
 
 def _migrate(options: argparse.Namespace) -> int:
-    from service.records.database import database_path
+    from service.records.place import database_place
     from service.records.schema import SCHEMA_VERSION
     from service.records.store import Store
 
-    store = Store(database_path(config.load(options.config)))
-    if not store.path.is_file():
-        raise ConfigError(f"storage.url: {store.path} does not exist")
+    store = Store(database_place(config.load(options.config)))
+    if isinstance(store.place, Path) and not store.place.is_file():
+        raise ConfigError(f"storage.url: {store.place} does not exist")
 
     async def migrate() -> None:
         try:
@@ -253,7 +260,7 @@ def _migrate(options: argparse.Namespace) -> int:
             await store.close()
 
     asyncio.run(migrate())
-    print(f"ok: {store.path} has schema {SCHEMA_VERSION}")
+    print(f"ok: {store.place} has schema {SCHEMA_VERSION}")
     return 0
 
 

@@ -21,6 +21,7 @@ A block is a value (`firewall.verdict.Verdict`), never an exception; these are f
     │   ├── DeadlineExceeded           a guard did not answer in time
     │   ├── GuardFailed                a guard broke while judging
     │   ├── StorageFailed              the audit store did not take the row
+    │   │   └── StorageAway            nor would it have taken another: it cannot be reached
     │   └── CountersFailed             quotas cannot be counted
     └── UpstreamError             the provider failed (502)
         ├── UpstreamUnreachable   502
@@ -177,6 +178,10 @@ class StorageFailed(UnavailableError):
     """The audit store did not take the row."""
 
     code = "storage_failed"
+
+
+class StorageAway(StorageFailed):
+    """The database cannot be reached, or does not answer: another row would fare no better."""
 
 
 class CountersFailed(UnavailableError):

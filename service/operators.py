@@ -186,11 +186,11 @@ def _usage(options: argparse.Namespace) -> int:
 
 def with_store(settings: Settings, work: Callable[[Store], Awaitable[T]], *, make: bool = False) -> T:
     """Do something with the database, which has to exist unless `make`."""
-    from service.records.database import database_path
+    from service.records.place import database_place
     from service.records.store import Store
 
     async def run() -> T:
-        store = Store(database_path(settings))
+        store = Store(database_place(settings))
         try:
             await store.open(create=make)
             return await work(store)

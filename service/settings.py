@@ -257,9 +257,10 @@ class Tenant(_Strict, frozen=True, kw_only=True):
 
 
 class Storage(_Strict, frozen=True, kw_only=True):
-    """Where audit rows and keys live."""
+    """Where audit rows and keys live: a file, or a PostgreSQL server, whose password may come from the environment."""
 
     url: str = "sqlite:///firewall.db"
+    password_env: str = ""
     on_error: OnError = "block"
 
 

@@ -10,7 +10,9 @@ import pytest
 
 import service.app
 from service import settings as config
+from service.records.place import Place, database_place
 from service.scoring.encoder import Encoder
+from tests.postgres_server import PostgresServer, postgres_server
 from tests.servers import running
 from tests.tiny_artifact import MarkedWordsEncoder, write_tiny_artifact
 from tests.valkey_server import valkey_server
@@ -31,6 +33,28 @@ def valkey_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a real Valkey or Redis, one for all tests: each counts below a prefix of its own."""
     with valkey_server(tmp_path_factory.mktemp("valkey")) as server:
         yield server.url
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """A real PostgreSQL, one for all tests: each has a database of its own on it."""
+    with postgres_server() as server:
+        yield server
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def storage_url(request: pytest.FixtureRequest) -> str:
+    """`storage.url` of an empty database, of each kind; a file is relative to the configuration."""
+    if request.param == "sqlite":
+        return "sqlite:///a.db"
+    server: PostgresServer = request.getfixturevalue("postgres")
+    return server.url(server.make_database())
+
+
+@pytest.fixture
+def place(storage_url: str, tmp_path: Path) -> Place:
+    """The same, as a `Store` takes it."""
+    return database_place(config.Settings(storage=config.Storage(url=storage_url), folder=tmp_path))
 
 
 @pytest.fixture(scope="module")

@@ -9,12 +9,12 @@ from typing import Literal, Protocol
 
 import structlog
 
-from service.errors import StorageFailed
+from service.errors import StorageAway, StorageFailed
 from service.records.audit import AuditRow
 
 MAX_PENDING = 10_000
 WRITE_TIMEOUT_S = 10.0
-"""Above SQLite's own busy timeout: an answer never waits longer than this for its row."""
+"""Above SQLite's own busy timeout and a server's: an answer never waits longer than this for its row."""
 
 _log = structlog.get_logger("records")
 _Waiting = tuple[AuditRow, "asyncio.Future[None]"]
@@ -80,6 +80,10 @@ class AuditLog:
             batch, self._waiting = self._waiting, []
             try:
                 await self._store.add_rows([row for row, _ in batch])
+            except StorageAway as error:
+                for _, taken in batch:
+                    if not taken.done():
+                        taken.set_exception(StorageAway(*error.args))
             except Exception:  # the writer must outlive whatever one row can do to a driver
                 await self._write_singly(batch)
             else:

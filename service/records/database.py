@@ -1,117 +1,162 @@
-"""A database file: opened, its tables made or brought up to date, its connections, and its errors.
+"""A database: opened, its tables made or brought up to date, its transactions, and its errors.
 
-Through SQLAlchemy's async Core; SQLite by aiosqlite in WAL mode. With `synchronous=NORMAL` a committed row survives a
-killed process; a loss of power may take the last commits, but never the file's integrity
-(https://www.sqlite.org/pragma.html#pragma_synchronous).
+Through SQLAlchemy's async Core, over a file (`sqlite_file`) or a server (`postgres`). Nothing waits without an end: a
+file is waited for as long as SQLite's own timeout says, a server as long as the operation's `timeout_s`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
-from collections.abc import AsyncIterator
+import contextlib
+import sqlite3
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
+import asyncpg
 import sqlalchemy as sa
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
-from sqlalchemy.pool import ConnectionPoolEntry
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service.errors import ConfigError, StorageFailed
-from service.records.schema import SCHEMA, bring_up
-from service.settings import Settings
+from service.errors import ConfigError, StorageAway, StorageFailed
+from service.records import postgres, sqlite_file
+from service.records.place import Place
+from service.records.schema import SCHEMA, bring_up, take_turn
 
-BUSY_TIMEOUT_MS = 5_000
-_LOCKED, _LOCKED_PAUSE_S = "database is locked", 0.02
-
-
-def database_path(settings: Settings) -> Path:
-    """The SQLite file of `storage.url`. Raises ConfigError for what this version cannot store in."""
-    scheme, separator, rest = settings.storage.url.partition("://")
-    if scheme.startswith("postgres"):
-        raise ConfigError("storage.url: postgresql:// is not built yet; use sqlite:///firewall.db")
-    if scheme != "sqlite" or not separator:
-        raise ConfigError("storage.url: sqlite:///<file> is needed")
-    name = rest.removeprefix("/")
-    if not rest.startswith("/") or not name or name == ":memory:" or "?" in name:
-        raise ConfigError("storage.url: sqlite:///<file> is needed; a record in memory would be lost with the process")
-    return (settings.folder / name).resolve()
+TIMEOUT_S = 5.0
+"""For what stands on a request's way."""
+LONG_S = 60.0
+"""For what an operator waits for: whole tables are read or changed."""
+MIGRATION_S = 3_600.0
+_LOCKED_PAUSE_S = 0.02
+_ERRORS = (SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError)
 
 
 class Database:
-    """A database file. It is used after `open`; other methods raise StorageFailed."""
+    """A database file, or one on a server. It is used after `open`; other methods raise StorageFailed."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._engine = create_async_engine(sa.URL.create("sqlite+aiosqlite", database=str(path)), hide_parameters=True)
-        sa.event.listen(self._engine.sync_engine, "connect", _prepare)
+    def __init__(self, place: Place) -> None:
+        self.place = place
+        self._server: postgres.Server | None = None
+        if isinstance(place, Path):
+            self._engine = sqlite_file.engine_of(place)
+            self._quick = sqlite_file.QuickReader(place)
+        else:
+            self._server = postgres.Server(place)
+            self._engine = self._server.engine
+            self._reading = self._engine.execution_options(isolation_level="AUTOCOMMIT")
 
     async def open(self, *, create: bool = True) -> None:
-        """Check the file; where `create`, make it and its tables, or bring those of an older version up to date.
+        """Check the database; where `create`, make its tables (and the file), or bring older ones up to date.
 
-        Raises ConfigError where it is missing, is no database, or is of another version.
+        Raises ConfigError where it is missing or cannot be reached, is no database, or is of another version.
         """
-        _claim(self.path, create)
-        until = monotonic() + BUSY_TIMEOUT_MS / 1e3
-        while True:
-            try:
-                async with self._engine.begin() as connection:
-                    await bring_up(connection, self.path, create)
-            except SQLAlchemyError as error:
-                # Two who give a new file its journal at once are not made to wait for each other by SQLite.
-                if _reason(error) == _LOCKED and monotonic() < until:
-                    await asyncio.sleep(_LOCKED_PAUSE_S)
-                    continue
-                raise ConfigError(
-                    f"storage.url: {self.path} cannot be read as the firewall's database ({_reason(error)})"
-                ) from None
-            return
+        if isinstance(self.place, Path):
+            sqlite_file.claim(self.place, create)
+            await self._open_file(self.place, create)
+        else:
+            await self._open_server(create)
 
     async def ping(self) -> None:
         """Raises StorageFailed where the database does not answer."""
-        async with self.begin() as connection:
+        async with self.read() as connection:
             await connection.execute(sa.select(SCHEMA.c.version))
 
     async def close(self) -> None:
         """Close every connection."""
+        if self._server is None:
+            self._quick.close()
         await self._engine.dispose()
 
     @asynccontextmanager
-    async def begin(self) -> AsyncIterator[AsyncConnection]:
-        """One transaction: committed at the end, undone where something is raised. Raises StorageFailed."""
-        try:
-            async with self._engine.begin() as connection:
+    async def begin(self, timeout_s: float | None = TIMEOUT_S) -> AsyncIterator[AsyncConnection]:
+        """One transaction: committed at the end, undone where something is raised. Raises StorageFailed, and where
+        that has nothing to do with what was to be stored, StorageAway.
+        """
+        async with self._bounded(timeout_s), self._engine.begin() as connection:
+            yield connection
+
+    @asynccontextmanager
+    async def begin_alone(self, turn: int, timeout_s: float | None = TIMEOUT_S) -> AsyncIterator[AsyncConnection]:
+        """A transaction that waits until no other of the same `turn` is under way, from its start to its end."""
+        async with self.begin(timeout_s) as connection:
+            await take_turn(connection, turn)
+            yield connection
+
+    @asynccontextmanager
+    async def read(self, timeout_s: float | None = TIMEOUT_S) -> AsyncIterator[AsyncConnection]:
+        """For one statement that only reads: on a server in one round trip. Raises as `begin` does."""
+        if self._server is None:
+            async with self.begin(timeout_s) as connection:
                 yield connection
-        except SQLAlchemyError as error:
-            # Without the statement's parameters: the message of a DBAPIError quotes them.
-            raise StorageFailed(f"The database did not answer ({_reason(error)}).") from None
+        else:
+            async with self._bounded(timeout_s), self._reading.connect() as connection:
+                yield connection
 
+    async def read_row(self, query: sa.Select[Any], values: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The one row of a query that is made once and asked often, by its columns' names. Raises as `begin` does."""
+        if self._server is None:
+            with contextlib.suppress(sqlite3.Error):  # where it has to be waited for, the engine waits
+                return self._quick.row(query, values)
+        async with self.read() as connection:
+            row = (await connection.execute(query, values)).mappings().one_or_none()
+        return dict(row) if row is not None else None
 
-def _claim(path: Path, create: bool) -> None:
-    """The file exists after this, readable by its owner alone where it is new."""
-    try:
-        if create:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
-        elif not path.is_file():
-            raise ConfigError(f"storage.url: {path} does not exist")
-    except OSError as error:
-        raise ConfigError(f"storage.url: {path}: {error.strerror}") from error
+    def insert(self, table: sa.Table) -> sqlite.Insert | postgresql.Insert:
+        """An insertion that can be told what to do about a row that is there already."""
+        return sqlite.insert(table) if self._server is None else postgresql.insert(table)
 
+    @property
+    def on_server(self) -> bool:
+        """Whether it is PostgreSQL, where the two do not speak alike."""
+        return self._server is not None
 
-def _prepare(connection: Any, _record: ConnectionPoolEntry) -> None:
-    cursor = connection.cursor()
-    cursor.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}")
-    cursor.execute("PRAGMA journal_mode=WAL")
-    cursor.execute("PRAGMA synchronous=NORMAL")
-    cursor.close()
+    @asynccontextmanager
+    async def _bounded(self, timeout_s: float | None) -> AsyncIterator[None]:
+        if self._server is None:
+            try:
+                yield
+            except SQLAlchemyError as error:
+                # Without the statement's parameters: the message of a DBAPIError quotes them.
+                raise StorageFailed(f"The database did not answer ({sqlite_file.reason(error)}).") from None
+            return
+        try:
+            async with asyncio.timeout(timeout_s):
+                yield
+        except TimeoutError:
+            self._server.distrust()
+            raise StorageAway("The database did not answer in time.") from None
+        except _ERRORS as error:
+            failure = StorageFailed if postgres.is_of_values(error) else StorageAway
+            raise failure(f"The database did not answer ({postgres.reason(error)}).") from None
 
+    async def _open_file(self, path: Path, create: bool) -> None:
+        until = monotonic() + sqlite_file.BUSY_TIMEOUT_MS / 1e3
+        while True:
+            try:
+                async with self._engine.begin() as connection:
+                    await bring_up(connection, str(path), create)
+            except SQLAlchemyError as error:
+                if sqlite_file.is_locked(error) and monotonic() < until:
+                    await asyncio.sleep(_LOCKED_PAUSE_S)
+                    continue
+                raise ConfigError(
+                    f"storage.url: {path} cannot be read as the firewall's database ({sqlite_file.reason(error)})"
+                ) from None
+            return
 
-def _reason(error: SQLAlchemyError) -> str:
-    """SQLite's own words where there are any: they name tables and files, never values."""
-    if isinstance(error, DBAPIError) and error.orig is not None:
-        return str(error.orig)
-    return type(error).__name__
+    async def _open_server(self, create: bool) -> None:
+        try:
+            # Whether it answers is known soon; only what changes tables, or waits for who does, may take long.
+            async with asyncio.timeout(TIMEOUT_S), self._reading.connect() as connection:
+                await connection.execute(sa.select(1))
+            async with asyncio.timeout(MIGRATION_S), self._engine.begin() as connection:
+                await bring_up(connection, str(self.place), create)
+        except (TimeoutError, *_ERRORS) as error:
+            raise ConfigError(
+                f"storage.url: {self.place} cannot be used ({postgres.opening_reason(error)}); start the server, or "
+                "check host, port, database, user and password: `psql` with the same address has to work"
+            ) from None

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
 import sqlalchemy as sa
 
 from service.errors import StorageFailed
-from service.records.database import Database
+from service.records.database import LONG_S, Database
 from service.records.schema import KEYS, TENANTS
 from service.settings import Limits
 
 _UNLIMITED = Limits()
+_FIND = (
+    sa.select(KEYS, TENANTS.c.limits.label("tenant_limits"))
+    .select_from(KEYS.outerjoin(TENANTS, TENANTS.c.name == KEYS.c.tenant))
+    .where(KEYS.c.id == sa.bindparam("key_id"))
+)
 
 
 class KeyRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,10 +50,7 @@ class KeyTable(Database):
 
     async def find_key(self, key_id: str) -> KeyRow | None:
         """The key with this id and its tenant's limits, revoked and expired ones included."""
-        joined = KEYS.outerjoin(TENANTS, TENANTS.c.name == KEYS.c.tenant)
-        query = sa.select(KEYS, TENANTS.c.limits.label("tenant_limits")).select_from(joined).where(KEYS.c.id == key_id)
-        async with self.begin() as connection:
-            row = (await connection.execute(query)).mappings().one_or_none()
+        row = await self.read_row(_FIND, {"key_id": key_id})
         return _key_row(row) if row else None
 
     async def add_key(
@@ -106,8 +108,8 @@ class KeyTable(Database):
             query = query.where(
                 order > sa.select(last.c.created_at, last.c.id).where(last.c.id == after).scalar_subquery()
             )
-        async with self.begin() as connection:
-            return [_key_row(row) for row in (await connection.execute(query)).mappings()]
+        async with self.read(LONG_S) as connection:
+            return [_key_row(dict(row)) for row in (await connection.execute(query)).mappings()]
 
 
 def encode_limits(limits: Limits) -> str:
@@ -127,7 +129,7 @@ def _encode(value: dict[str, Any] | Sequence[str]) -> str:
     return msgspec.json.encode(value).decode()
 
 
-def _key_row(row: sa.RowMapping) -> KeyRow:
+def _key_row(row: Mapping[str, Any]) -> KeyRow:
     values = dict(row)
     values["roles"] = tuple(values["roles"].split(","))
     values["limits"] = decode_limits(values["limits"])

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import msgspec
 import sqlalchemy as sa
 
-from service.records.database import Database
-from service.records.schema import PROTECTED
+from service.records.database import LONG_S, Database
+from service.records.schema import PROTECTED, PROTECTING
 
 KEPT_REMOVALS_S = 86_400.0
 """For so long a removed text's id stays, so that every running worker is told of it."""
@@ -43,8 +43,7 @@ class ProtectedTable(Database):
         """Keep a new text; False where the tenant has one of this name."""
         values = msgspec.structs.asdict(row) | {"change": _NEXT}
         same = sa.and_(_ALIVE, PROTECTED.c.tenant == row.tenant, PROTECTED.c.name == row.name)
-        async with self.begin() as connection:
-            await connection.exec_driver_sql("BEGIN IMMEDIATE")
+        async with self.begin_alone(PROTECTING) as connection:
             if (await connection.execute(sa.select(PROTECTED.c.id).where(same).limit(1))).first() is not None:
                 return False
             await connection.execute(PROTECTED.insert().values(values))
@@ -53,12 +52,12 @@ class ProtectedTable(Database):
     async def count_protected(self, tenant: str) -> int:
         """How many texts a tenant has."""
         query = sa.select(sa.func.count()).where(_ALIVE, PROTECTED.c.tenant == tenant)
-        async with self.begin() as connection:
+        async with self.read() as connection:
             return int((await connection.execute(query)).scalar_one())
 
     async def find_protected(self, text_id: str) -> ProtectedRow | None:
         """The text with this id, unless it was removed."""
-        async with self.begin() as connection:
+        async with self.read() as connection:
             found = await connection.execute(sa.select(PROTECTED).where(_ALIVE, PROTECTED.c.id == text_id))
             row = found.mappings().one_or_none()
         return ProtectedRow(**row) if row else None
@@ -74,14 +73,14 @@ class ProtectedTable(Database):
             last = PROTECTED.alias()
             place = sa.select(last.c.created_at, last.c.id).where(last.c.id == after).scalar_subquery()
             query = query.where(sa.tuple_(PROTECTED.c.created_at, PROTECTED.c.id) > place)
-        async with self.begin() as connection:
+        async with self.read(LONG_S) as connection:
             return [ProtectedRow(**row) for row in (await connection.execute(query)).mappings()]
 
     async def remove_protected(self, text_id: str, at: float) -> bool:
         """Forget a text; False where there is none with this id. Its id stays for a day."""
         gone = {"sealed": "", "digest": "", "removed_at": at, "change": _NEXT}
         old = sa.and_(PROTECTED.c.removed_at < at - KEPT_REMOVALS_S, PROTECTED.c.change < _NEXT - 1)
-        async with self.begin() as connection:
+        async with self.begin_alone(PROTECTING) as connection:
             done = await connection.execute(PROTECTED.update().where(_ALIVE, PROTECTED.c.id == text_id).values(gone))
             await connection.execute(PROTECTED.delete().where(old))
         return bool(done.rowcount)
@@ -91,15 +90,14 @@ class ProtectedTable(Database):
         place = sa.tuple_(PROTECTED.c.change, PROTECTED.c.id)
         query = sa.select(PROTECTED).where(place > sa.tuple_(*map(sa.literal, after)))
         query = query.order_by(PROTECTED.c.change, PROTECTED.c.id).limit(limit)
-        async with self.begin() as connection:
+        async with self.read(LONG_S) as connection:
             return [ProtectedRow(**row) for row in (await connection.execute(query)).mappings()]
 
     async def reseal_protected(self, rows: Sequence[ProtectedRow]) -> bool:
         """Give texts their new seals, all or none; False where one of them was removed meanwhile."""
         change = PROTECTED.update().where(_ALIVE, PROTECTED.c.id == sa.bindparam("of"))
         change = change.values({name: sa.bindparam(f"new_{name}") for name in ("sealed", "root", "digest", "change")})
-        async with self.begin() as connection:
-            await connection.exec_driver_sql("BEGIN IMMEDIATE")
+        async with self.begin_alone(PROTECTING, LONG_S) as connection:
             number = (await connection.execute(sa.select(_NEXT))).scalar_one()
             alive = set((await connection.execute(sa.select(PROTECTED.c.id).where(_ALIVE))).scalars())
             if not alive.issuperset(row.id for row in rows):

@@ -16,8 +16,8 @@ from pathlib import Path
 
 from service.errors import StorageFailed
 from service.records.audit import AuditRow
-from service.records.database import BUSY_TIMEOUT_MS
 from service.records.schema import AUDIT
+from service.records.sqlite_file import BUSY_TIMEOUT_MS
 from service.records.store import columns
 
 _NAMES = AuditRow.__struct_fields__

@@ -5,15 +5,16 @@ and their verification.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import msgspec
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
 
 from service.errors import StorageFailed
 from service.records.audit import AuditFinding, AuditRow
 from service.records.key_table import KeyTable
+from service.records.place import Place
 from service.records.protected_table import ProtectedTable
 from service.records.schema import AUDIT, ISSUED
 from service.records.tenant_table import TenantTable
@@ -23,7 +24,7 @@ _JSON_COLUMNS = ("findings", "attempts", "unjudged", "unscannable", "unknown_fie
 
 
 class Store(KeyTable, TenantTable, ProtectedTable, UsageReport):
-    """All tables of one file. It is used after `open`; other methods raise StorageFailed."""
+    """All tables of one database. It is used after `open`; other methods raise StorageFailed."""
 
     async def add_rows(self, rows: Sequence[AuditRow]) -> None:
         """Write audit rows in one transaction; durable on return."""
@@ -32,7 +33,7 @@ class Store(KeyTable, TenantTable, ProtectedTable, UsageReport):
 
     async def find_row(self, request_id: str) -> AuditRow | None:
         """The audit row of a request."""
-        async with self.begin() as connection:
+        async with self.read() as connection:
             found = await connection.execute(sa.select(AUDIT).where(AUDIT.c.request_id == request_id))
             row = found.mappings().one_or_none()
         return _audit_row(row) if row else None
@@ -41,11 +42,11 @@ class Store(KeyTable, TenantTable, ProtectedTable, UsageReport):
         """Keep ids that a provider issued to a tenant, by their hashes; durable on return."""
         row = {"tenant": tenant, "provider": provider, "issued_at": at}
         async with self.begin() as connection:
-            await connection.execute(_INSERT_ISSUED, [row | {"digest": digest} for digest in digests])
+            await connection.execute(self._insert_issued(), [row | {"digest": digest} for digest in digests])
 
     async def find_issued(self, digest: str) -> str | None:
         """The provider that issued the id with this hash."""
-        async with self.begin() as connection:
+        async with self.read() as connection:
             found = await connection.execute(sa.select(ISSUED.c.provider).where(ISSUED.c.digest == digest))
             return found.scalar_one_or_none()
 
@@ -56,6 +57,14 @@ class Store(KeyTable, TenantTable, ProtectedTable, UsageReport):
         async with self.begin() as connection:
             await connection.execute(ISSUED.delete().where(own, ISSUED.c.id <= newest))
 
+    def _insert_issued(self) -> sa.Insert:
+        """An id that comes again is new again."""
+        if not self.on_server:
+            return ISSUED.insert().prefix_with("OR REPLACE")
+        insert = postgresql.insert(ISSUED)
+        again = {name: insert.excluded[name] for name in ("id", "tenant", "provider", "issued_at")}
+        return insert.on_conflict_do_update(index_elements=["digest"], set_=again)
+
 
 class AuditReport(msgspec.Struct, frozen=True):
     """Of `verify`: how many rows could be visited and what is wrong; nothing wrong is no problems."""
@@ -64,19 +73,20 @@ class AuditReport(msgspec.Struct, frozen=True):
     problems: tuple[str, ...]
 
 
-async def verify(path: Path) -> AuditReport:
-    """Check a database file in place, the service running or not: schema, integrity, and that every row reads.
+async def verify(place: Place) -> AuditReport:
+    """Check a database in place, the service running or not: schema, a file's integrity, and that every row reads.
 
     Raises ConfigError where it cannot be opened at all.
     """
-    store = Store(path)
+    store = Store(place)
     problems: list[str] = []
     rows = 0
     try:
         await store.open(create=False)
-        async with store.begin() as connection:
-            checked = await connection.execute(sa.text("PRAGMA integrity_check(20)"))
-            problems += [line for (line,) in checked if line != "ok"]
+        async with store.begin(None) as connection:
+            if not store.on_server:
+                checked = await connection.execute(sa.text("PRAGMA integrity_check(20)"))
+                problems += [line for (line,) in checked if line != "ok"]
             stream = await connection.stream(sa.select(AUDIT).order_by(AUDIT.c.id))
             async for row in stream.mappings():
                 rows += 1
@@ -92,8 +102,6 @@ async def verify(path: Path) -> AuditReport:
 
 
 _INSERT_AUDIT = AUDIT.insert()
-# An id that comes again is new again.
-_INSERT_ISSUED = ISSUED.insert().prefix_with("OR REPLACE")
 
 
 def columns(row: AuditRow) -> dict[str, Any]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import msgspec
 import sqlalchemy as sa
 
-from service.records.database import Database
+from service.records.database import LONG_S, Database
 from service.records.key_table import decode_limits, encode_limits
-from service.records.schema import KEYS, PROTECTED, TENANTS
+from service.records.schema import KEYS, PROTECTED, PROTECTING, TENANTS
 from service.settings import Limits
 
 
@@ -26,22 +26,19 @@ class TenantTable(Database):
         """False where there is one of this name."""
         row = {"name": name, "limits": encode_limits(limits), "created_at": at}
         async with self.begin() as connection:
-            known = await connection.execute(sa.select(TENANTS.c.name).where(TENANTS.c.name == name))
-            if known.one_or_none() is not None:
-                return False
-            done = await connection.execute(TENANTS.insert().prefix_with("OR IGNORE"), [row])
+            done = await connection.execute(self.insert(TENANTS).values(row).on_conflict_do_nothing())
         return bool(done.rowcount)
 
     async def find_tenant(self, name: str) -> TenantRow | None:
         """The tenant of this name."""
-        async with self.begin() as connection:
+        async with self.read() as connection:
             found = await connection.execute(sa.select(TENANTS).where(TENANTS.c.name == name))
             row = found.mappings().one_or_none()
         return _tenant_row(row) if row else None
 
     async def list_tenants(self) -> list[TenantRow]:
         """All of them, by name."""
-        async with self.begin() as connection:
+        async with self.read() as connection:
             found = await connection.execute(sa.select(TENANTS).order_by(TENANTS.c.name))
             return [_tenant_row(row) for row in found.mappings()]
 
@@ -56,7 +53,7 @@ class TenantTable(Database):
         """Delete a tenant, revoke its keys and forget its protected texts, all or nothing; False where there is none of
         this name.
         """
-        async with self.begin() as connection:
+        async with self.begin_alone(PROTECTING, LONG_S) as connection:
             done = await connection.execute(TENANTS.delete().where(TENANTS.c.name == name))
             if done.rowcount:
                 own = sa.and_(KEYS.c.tenant == name, KEYS.c.revoked_at.is_(None))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import sqlalchemy as sa
 
-from service.records.database import Database
+from service.records.database import LONG_S, Database
 from service.records.schema import AUDIT
 
 _DAY_S = 86_400
@@ -41,7 +41,10 @@ class UsageReport(Database):
         """Of one tenant, or of all, from `begin` until before `end` (seconds since the epoch), ordered by day, tenant
         and model; at most `limit` of those that come after (day, tenant, model). Changes by operators are no usage.
         """
-        day = sa.cast(AUDIT.c.time / _DAY_S, sa.Integer)
+        days = AUDIT.c.time / sa.literal_column(str(_DAY_S))
+        day = sa.cast(
+            sa.func.floor(days) if self.on_server else days, sa.Integer
+        )  # SQLite's cast cuts, the other rounds
         place = (day, AUDIT.c.tenant, AUDIT.c.model)
         query = (
             sa.select(
@@ -51,8 +54,8 @@ class UsageReport(Database):
                 sa.func.count().label("requests"),
                 _count(AUDIT.c.action == "block").label("blocked"),
                 _count(AUDIT.c.action == "error").label("failed"),
-                sa.func.sum(AUDIT.c.prompt_tokens).label("prompt_tokens"),
-                sa.func.sum(AUDIT.c.completion_tokens).label("completion_tokens"),
+                _sum(AUDIT.c.prompt_tokens).label("prompt_tokens"),
+                _sum(AUDIT.c.completion_tokens).label("completion_tokens"),
             )
             .where(AUDIT.c.time >= begin, AUDIT.c.time < end, AUDIT.c.protocol.not_like("admin.%"))
             .group_by(*place)
@@ -63,9 +66,13 @@ class UsageReport(Database):
             query = query.where(AUDIT.c.tenant == tenant)
         if after is not None:
             query = query.where(sa.tuple_(*place) > sa.tuple_(*(sa.literal(part) for part in after)))
-        async with self.begin() as connection:
+        async with self.read(LONG_S) as connection:
             return [Usage(**row) for row in (await connection.execute(query)).mappings()]
 
 
-def _count(condition: sa.ColumnElement[bool]) -> sa.Function[int]:
-    return sa.func.sum(sa.case((condition, 1), else_=0))
+def _count(condition: sa.ColumnElement[bool]) -> sa.Cast[int]:
+    return _sum(sa.case((condition, 1), else_=0))
+
+
+def _sum(values: sa.ColumnElement[int]) -> sa.Cast[int]:
+    return sa.cast(sa.func.sum(values), sa.BigInteger)  # PostgreSQL's sums of such numbers are decimals

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
-import sqlite3
 import time
 import urllib.error
 import urllib.request
@@ -19,6 +19,8 @@ import service.app
 from service import settings as config
 from service.api.admin_door import MAX_WRONG, WINDOW_S, AdminDoor
 from service.errors import LimitExceeded, Unauthenticated
+from service.records.place import database_place
+from service.records.store import Store
 from service.telemetry import logs
 from tests.servers import running
 
@@ -41,6 +43,19 @@ limits = { concurrency = 7 }
 class Service:
     def __init__(self, folder: Path, url: str) -> None:
         self.folder, self.url = folder, url
+
+    def sql(self, statement: str) -> list[tuple[Any, ...]]:
+        """What its database says to it, past the service."""
+
+        async def ask() -> list[tuple[Any, ...]]:
+            store = Store(database_place(config.load(self.folder / "firewall.toml")))
+            async with store.begin() as connection:
+                asked = await connection.exec_driver_sql(statement)
+                rows = [tuple(row) for row in asked] if asked.returns_rows else []
+            await store.close()
+            return rows
+
+        return asyncio.run(ask())
 
     def call(self, method: str, path: str, body: Any = None, *, token: str = TOKEN, **headers: str) -> tuple[int, Any]:
         data = body if isinstance(body, bytes) else None if body is None else json.dumps(body).encode()
@@ -66,9 +81,9 @@ class Service:
 
 
 @pytest.fixture
-def firewall(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Service]:
+def firewall(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, storage_url: str) -> Iterator[Service]:
     monkeypatch.setenv("FIREWALL_ADMIN_TOKEN", TOKEN)
-    (tmp_path / "firewall.toml").write_text(CONFIGURATION)
+    (tmp_path / "firewall.toml").write_text(CONFIGURATION.replace("sqlite:///a.db", storage_url))
     with running(service.app.create_app(config.load(tmp_path / "firewall.toml"))) as url:
         yield Service(tmp_path, url)
 
@@ -143,8 +158,7 @@ def test_revoked_expired_unknown_and_malformed_keys_get_the_same_answer(firewall
     revoked = firewall.made()
     firewall.admin("DELETE", f"/keys/{revoked['id']}")
     expiring = firewall.made(expires_at="2999-01-01")
-    with sqlite3.connect(firewall.folder / "a.db") as connection:
-        connection.execute("UPDATE api_keys SET expires_at = 1.0 WHERE id = ?", (expiring["id"],))
+    firewall.sql(f"UPDATE api_keys SET expires_at = 1.0 WHERE id = '{expiring['id']}'")
     answers = [firewall.chat(key) for key in (revoked["key"], expiring["key"], "sf-0000-" + "x" * 43, "nonsense", "")]
     assert {status for status, _ in answers} == {401}
     assert len({json.dumps(body) for _, body in answers}) == 1
@@ -366,8 +380,7 @@ def test_every_change_is_in_the_record_and_in_the_log_without_a_secret(firewall:
     firewall.admin("DELETE", "/tenants/nobody")
     firewall.admin("DELETE", f"/keys/{made['id']}")
     firewall.call("GET", "/admin/v1/keys", token="wrong-token-0123456789")
-    with sqlite3.connect(firewall.folder / "a.db") as connection:
-        rows = connection.execute("SELECT protocol, tenant, key_id, action, status FROM audit ORDER BY id").fetchall()
+    rows = firewall.sql("SELECT protocol, tenant, key_id, action, status FROM audit ORDER BY id")
     assert rows == [
         ("admin.keys.create", "acme", made["id"], "allow", 201),
         ("admin.keys.rotate", "acme", made["id"], "allow", 200),

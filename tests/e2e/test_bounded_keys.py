@@ -14,7 +14,7 @@ import pytest
 
 import service.app
 from service import settings as config
-from service.records.database import database_path
+from service.records.place import database_place
 from service.records.store import Store
 from service.settings import Limits
 from service.tenancy.keys import Keys, NewKey, load_root
@@ -40,7 +40,7 @@ class Service:
 
     def key(self, **terms: Any) -> NewKey:
         async def make() -> NewKey:
-            store = Store(database_path(self.settings))
+            store = Store(database_place(self.settings))
             await store.open()
             try:
                 return await Keys(store, load_root(self.settings.folder)).create("default", **terms)

@@ -17,7 +17,7 @@ import pytest
 
 import service.app
 from service import settings as config
-from service.records.database import database_path
+from service.records.place import database_place
 from service.records.store import Store
 from service.tenancy.keys import Keys, load_root
 from tests.servers import running
@@ -163,7 +163,7 @@ def test_one_tenants_sweep_is_nothing_to_another(serve: Serve, tmp_path: Path) -
     url = serve('[auth]\nmode = "keys"\n[extraction]\naction = "block"\n' + tenants)
 
     async def make() -> list[Any]:
-        store = Store(database_path(config.load(tmp_path / "firewall.toml")))
+        store = Store(database_place(config.load(tmp_path / "firewall.toml")))
         await store.open()
         made = [await Keys(store, load_root(tmp_path)).create(tenant) for tenant in ("north", "north", "south")]
         await store.close()

@@ -15,7 +15,7 @@ import pytest
 
 import service.app
 from service import settings as config
-from service.records.database import database_path
+from service.records.place import database_place
 from service.records.store import Store
 from service.tenancy.keys import Keys, load_root
 from tests.servers import running
@@ -104,7 +104,7 @@ def test_keys_have_limits_of_their_own(serve: Serve, tmp_path: Path) -> None:
     url = serve('[auth]\nmode = "keys"\n[keys.limits]\nrequests_per_minute = 2\n')
 
     async def make() -> list[Any]:
-        store = Store(database_path(config.load(tmp_path / "firewall.toml")))
+        store = Store(database_place(config.load(tmp_path / "firewall.toml")))
         await store.open()
         made = [await Keys(store, load_root(tmp_path)).create("default") for _ in range(2)]
         await store.close()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -32,11 +31,11 @@ CONFIG = CONFIGURATION + '[[tenants]]\nname = "north"\n'
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, storage_url: str) -> Path:
     monkeypatch.setenv("FIREWALL_ADMIN_TOKEN", TOKEN)
     monkeypatch.setenv("FIREWALL_SECRET_KEY", ROOT)
     monkeypatch.delenv("FIREWALL_SECRET_KEY_OLD", raising=False)
-    (tmp_path / "firewall.toml").write_text(CONFIG)
+    (tmp_path / "firewall.toml").write_text(CONFIG.replace("sqlite:///a.db", storage_url))
     return tmp_path
 
 
@@ -123,10 +122,9 @@ def test_another_tenants_text_is_withheld_and_raises_an_alert_that_the_caller_is
     assert SECRET[:5] not in said
     assert "leak.secret" in error
     assert "cross_tenant" not in error
-    with sqlite3.connect(firewall.folder / "a.db") as connection:
-        tenant, category, findings = connection.execute(
-            "SELECT tenant, category, findings FROM audit ORDER BY id DESC LIMIT 1"
-        ).fetchone()
+    ((tenant, category, findings),) = firewall.sql(
+        "SELECT tenant, category, findings FROM audit ORDER BY id DESC LIMIT 1"
+    )
     assert (tenant, category) == ("north", "cross_tenant")
     assert [finding["detail"] for finding in json.loads(findings)] == ["acme: vault, exact"]
     alerts = [line for line in map(json.loads, stream.getvalue().splitlines()) if line["event"] == "cross_tenant"]
@@ -141,11 +139,10 @@ def test_a_text_of_no_tenant_is_everyones(firewall: Service) -> None:
     register(firewall, tenant="")
     for tenant in ("acme", "north"):
         assert "leak.secret" in streamed(firewall, firewall.made(tenant=tenant)["key"], SECRET)[1]
-    with sqlite3.connect(firewall.folder / "a.db") as connection:
-        assert connection.execute("SELECT count(*) FROM audit WHERE category = 'cross_tenant'").fetchone() == (0,)
+    assert firewall.sql("SELECT count(*) FROM audit WHERE category = 'cross_tenant'") == [(0,)]
 
 
-def test_no_file_log_or_answer_holds_a_registered_text(firewall: Service) -> None:
+def test_no_database_file_log_or_answer_holds_a_registered_text(firewall: Service) -> None:
     stream = io.StringIO()
     logs.configure("debug", stream)
     made = register(firewall)
@@ -158,6 +155,7 @@ def test_no_file_log_or_answer_holds_a_registered_text(firewall: Service) -> Non
     told = json.dumps([made, answers]) + stream.getvalue()
     assert "protected.create" in told
     kept = b"".join(path.read_bytes() for path in firewall.folder.iterdir())
+    kept += json.dumps(firewall.sql("SELECT * FROM protected_texts") + firewall.sql("SELECT * FROM audit")).encode()
     assert made["digest"].encode() in kept
     for text in (SECRET, PROMPT):
         for spelled in spellings(text):
@@ -242,8 +240,7 @@ def test_a_deleted_tenants_texts_go_with_it(firewall: Service) -> None:
     register(firewall, tenant="south")
     firewall.admin("DELETE", "/tenants/south")
     assert firewall.admin("GET", "/protected")[1]["data"] == []
-    with sqlite3.connect(firewall.folder / "a.db") as connection:
-        assert connection.execute("SELECT sealed, digest FROM protected_texts").fetchall() == [("", "")]
+    assert firewall.sql("SELECT sealed, digest FROM protected_texts") == [("", "")]
 
 
 def until(done: Callable[[], bool]) -> bool:
@@ -361,8 +358,7 @@ def test_a_seal_that_was_altered_or_moved_keeps_the_service_from_starting_and_is
 ) -> None:
     arguments = ("add", "--kind", "secret", "--name", "vault", "--tenant", "acme")
     made = json.loads(command(*arguments, text=SECRET)[1])
-    with sqlite3.connect(folder / "a.db") as connection:
-        connection.execute(change)
+    Service(folder, "").sql(change)
     said = str(cause_of(folder))
     assert made["id"] in said
     assert "altered" in said
@@ -374,8 +370,7 @@ def test_a_worker_that_cannot_open_what_is_registered_lets_no_reply_pass(firewal
     made = register(firewall)
     stream = io.StringIO()
     logs.configure("info", stream)
-    with sqlite3.connect(firewall.folder / "a.db") as connection:
-        connection.execute("UPDATE protected_texts SET sealed = 'altered', change = change + 1")
+    firewall.sql("UPDATE protected_texts SET sealed = 'altered', change = change + 1")
     assert until(lambda: firewall.chat(key)[0] == 503)
     assert firewall.call("GET", "/health/ready")[0] == 503
     assert made["id"] in stream.getvalue()

@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from benchmarks import evasion, plots, quota, recall, tables
+from benchmarks import evasion, keys, plots, quota, recall, tables
 from benchmarks.disguise import DISGUISES
 from benchmarks.intervals import difference, ratio, spread
 from benchmarks.latency import STAGES
@@ -246,6 +246,15 @@ def _figures() -> dict[str, dict[str, Any]]:
             "workers": 4,
             "backends": {quota.MEMORY: {"ms": _ms(0.2), "goal_ms": 0.3, "met": True, "callers": []}},
         },
+        "keys": {
+            "goal_ms": 1.0,
+            "rows": [
+                {
+                    **{"where": keys.SQLITE, "keys": 1_000_000, "fill_s": 30.0, "met": True},
+                    **{"ms": _ms(0.5), "unknown_ms": _ms(0.5), "believed_ms": _ms(0.01)},
+                }
+            ],
+        },
     }
 
 
@@ -296,7 +305,7 @@ def test_a_part_that_was_not_measured_is_named_and_a_quick_run_is_marked() -> No
 
     assert (
         "Not measured yet: recall, evasion, overhead, hostile, leakage, retelling, piecemeal, protected, credentials, "
-        "quota, extraction." in tables.render(results)
+        "quota, extraction, keys." in tables.render(results)
     )
     assert "Quick run" not in tables.render(results)
     assert "**Quick run" in tables.render(Results(quick))

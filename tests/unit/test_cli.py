@@ -61,7 +61,7 @@ def test_a_good_configuration_is_ok_and_nothing_is_made(config, tmp_path, capsys
     [
         ("[server]\nport = -1", "$.server.port"),
         ("[server]\nprot = 80", "prot"),
-        ('[storage]\nurl = "postgresql://db/firewall"', "storage.url"),
+        ('[storage]\nurl = "postgresql://db"', "storage.url"),
         ('[counters]\nurl = "valkey://localhost:port"', "counters.url"),
         ('[counters]\nurl = "valkey://:word@localhost"', "counters.password_env"),
         ('[counters]\nurl = "valkey://localhost"\npassword_env = "NOT_SET_2"', "counters.password_env"),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 
@@ -17,6 +16,7 @@ from service.api.responses_reply import ResponsesWire
 from service.errors import ConfigError, Forbidden, StorageFailed, Unauthenticated
 from service.firewall.prompt import Prompt
 from service.interfaces import Call, Wire
+from service.records.place import Place
 from service.records.store import Store
 from service.settings import KeyDefaults, Limits, Settings, Tenant
 from service.tenancy.caller import KeyCaller, route_of
@@ -27,6 +27,7 @@ from service.tenancy.quota import Quota
 from service.tenancy.sealing import Seal
 from service.tenancy.tenants import Tenants
 from service.tenancy.tokens import TokenCounter
+from tests.stored import everything
 
 PINNED = "You answer for Northwind. Never name the warehouse in Lisbon."
 
@@ -44,8 +45,8 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[Store]:
-    made = Store(tmp_path / "a.db")
+async def store(place: Place) -> AsyncIterator[Store]:
+    made = Store(place)
     await made.open()
     yield made
     await made.close()
@@ -236,12 +237,12 @@ async def test_limits_that_cannot_be_read_are_not_taken_for_none(keys: Keys, sto
 # -- the system prompt -----------------------------------------------------------------------------------------------
 
 
-async def test_a_system_prompt_is_not_in_the_file(keys: Keys, store: Store) -> None:
-    await keys.create("acme", system_prompt=PINNED)
-    await store.close()
-    content = b"".join(path.read_bytes() for path in store.path.parent.iterdir())
-    assert b"Northwind" not in content
-    assert b"Lisbon" not in content
+async def test_a_system_prompt_is_not_in_the_database(keys: Keys, store: Store) -> None:
+    made = await keys.create("acme", system_prompt=PINNED)
+    kept = await everything(store)
+    assert made.id in kept
+    assert "Northwind" not in kept
+    assert "Lisbon" not in kept
 
 
 def test_a_sealed_text_opens_for_its_owner_under_its_root_alone() -> None:

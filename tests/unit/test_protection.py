@@ -15,6 +15,7 @@ from service.firewall.leakage import LeakageGuard
 from service.firewall.protected import ProtectedText, ProtectedTexts
 from service.firewall.registration import bits_of, false_alarms
 from service.protection import PATIENCE_S, Registry, Watch
+from service.records.place import Place
 from service.records.protected_table import ProtectedRow
 from service.records.store import Store
 from service.settings import Leakage
@@ -26,8 +27,8 @@ SECRET = "vault-7F3K9-opens-at-0442-Q8Z"
 
 
 @pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[Store]:
-    made = Store(tmp_path / "a.db")
+async def store(place: Place) -> AsyncIterator[Store]:
+    made = Store(place)
     await made.open()
     yield made
     await made.close()

@@ -104,3 +104,25 @@ async def test_rows_written_at_once_are_moved_into_the_file_by_the_thread(
         assert writer.add_at_once(msgspec.structs.replace(ROW, request_id=f"req_{number}", error="x" * 2_000))
     await writer.add_rows([msgspec.structs.replace(ROW, request_id="after")])  # behind the checkpoint, in one thread
     assert path.stat().st_size > before  # noqa: ASYNC240
+
+
+async def test_a_key_is_found_by_whoever_must_wait_for_another_as_by_whoever_must_not(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(path)
+    await store.open()
+    terms = {"digest": "d", "roles": ("user",), "created_at": 1.0, "expires_at": None}
+    await store.add_key(key_id="k1", tenant="acme", **terms)  # type: ignore[arg-type]
+    at_once = await store.find_key("k1")
+    assert at_once is not None
+    assert await store.find_key("k2") is None
+    asked: list[object] = []
+
+    def locked(*given: object) -> None:
+        asked.append(given)
+        raise sqlite3.OperationalError("database is locked")
+
+    monkeypatch.setattr(store._quick, "row", locked)
+    assert await store.find_key("k1") == at_once
+    assert asked
+    await store.close()
