@@ -22,7 +22,8 @@ def chat_tools(request: dict[str, Any]) -> tuple[OfferedTool, ...] | None:
     for tool in request.get("tools") or ():
         kind = tool.get("type")
         inner = tool.get(kind) if isinstance(kind, str) else None
-        if kind not in {"function", "custom"} or not isinstance(inner, dict) or not isinstance(inner.get("name"), str):
+        # Without an inner object the kind may be of any type.
+        if not isinstance(inner, dict) or kind not in {"function", "custom"} or not isinstance(inner.get("name"), str):
             return None
         found.append(OfferedTool(inner["name"], inner.get("parameters") if kind == "function" else None))
     for function in request.get("functions") or ():
@@ -49,9 +50,10 @@ def response_tools(request: dict[str, Any]) -> tuple[OfferedTool, ...] | None:
         return None
     found: list[OfferedTool] = []
     for tool in request.get("tools") or ():
-        if not isinstance(tool, dict) or tool.get("type") in _OPEN_ENDED:
+        kind = tool.get("type") if isinstance(tool, dict) else None
+        if not isinstance(kind, str) or kind in _OPEN_ENDED:
             return None
-        if tool.get("type") in {"function", "custom"} and isinstance(tool.get("name"), str):
+        if kind in {"function", "custom"} and isinstance(tool.get("name"), str):
             found.append(OfferedTool(tool["name"], tool.get("parameters")))
     return tuple(found)
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from service.api import strict_json
+from service.errors import MalformedRequest
 from service.firewall.extraction_observation import Sampling, bias_hash
 
 _PROBES = ("logprobs", "top_logprobs", "logit_bias")
@@ -16,15 +17,18 @@ _INCLUDED = "message.output_text.logprobs"
 
 
 def sampling_of(request: Mapping[str, Any]) -> Sampling:
-    """Of a request whose members have their protocol's types."""
+    """Of a request whose members have their protocol's types. Raises MalformedRequest for a bias that is no number."""
     biases = request.get("logit_bias") or {}
+    for token, bias in biases.items():
+        if type(bias) not in {int, float}:
+            raise MalformedRequest("A bias must be a number.", pointer=strict_json.pointer("logit_bias", token[:40]))
     temperature = request.get("temperature")
     bounds = [request.get(name) for name in ("max_tokens", "max_completion_tokens", "max_output_tokens")]
     given = [bound for bound in bounds if isinstance(bound, int)]
     return Sampling(
         # In legacy completions `logprobs` is a number, and 0 asks for those of the tokens themselves.
         logprobs=_asks(request.get("logprobs")) or bool(request.get("top_logprobs")) or _includes(request),
-        bias=bias_hash((str(token), float(bias)) for token, bias in biases.items()) if biases else 0,
+        bias=bias_hash((token, float(bias)) for token, bias in biases.items()) if biases else 0,
         temperature=None if temperature is None else float(temperature),
         answers=max(request.get("n") or 1, request.get("best_of") or 1),
         output_tokens=min(given, default=None),
