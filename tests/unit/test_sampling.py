@@ -13,6 +13,7 @@ from service.api.messages import parse_request as parse_message
 from service.api.responses import parse_request as parse_response
 from service.api.sampling import without_probes
 from service.api.strict_json import splice_out
+from service.errors import MalformedRequest
 from service.firewall.extraction_observation import Sampling
 from service.settings import Server
 
@@ -34,6 +35,13 @@ def test_each_option_of_a_chat_is_told() -> None:
     assert asked.answers == 4
     assert chat(logit_bias={"7": 3}).bias != chat(logit_bias={"8": 3}).bias
     assert chat(logit_bias={}).bias == 0
+
+
+@pytest.mark.parametrize("bias", [None, True, "5", [], {}])
+def test_a_bias_that_is_no_number_is_refused_by_its_place(bias: Any) -> None:
+    with pytest.raises(MalformedRequest) as caught:
+        chat(logit_bias={"7": bias})
+    assert caught.value.pointer == "/logit_bias/7"
 
 
 def test_the_other_protocols_tell_theirs() -> None:
