@@ -34,7 +34,8 @@ from service.api.admin_door import TOKEN_VARIABLE, AdminDoor
 from service.api.admin_protected import AdminTexts
 from service.api.asgi import Handler, check_origin, sign_answer
 from service.api.chat_reply import ChatWire
-from service.api.messages_reply import MessagesWire
+from service.api.messages_as_chat import CountAsChat, MessagesAsChat
+from service.api.messages_reply import CountWire, MessagesWire
 from service.api.messages_to_chat import ChatAsMessages
 from service.errors import NotFound, WireError, to_wire
 from service.firewall.canary import Canaries
@@ -69,6 +70,7 @@ from service.tenancy.quota import Quota, counters_of
 from service.tenancy.tenants import Tenants
 from service.tenancy.tokens import TokenCounter
 from service.tenancy.vault import Vault
+from service.upstream import estimate
 from service.upstream.breaker import Breaker
 from service.upstream.client import HttpProvider, SharedSession
 from service.upstream.line import Line
@@ -196,6 +198,11 @@ def lines_of(settings: Settings, providers: Mapping[str, Provider]) -> dict[str,
     }
 
 
+def counted_here(count: Count) -> Line:
+    """The way to who counts the tokens of chats: nobody whom a breaker needs to leave alone."""
+    return Line(estimate.NAME, estimate.Estimate(count), Breaker(0, 1.0))
+
+
 def create_app(settings: Settings) -> Litestar:
     """The whole service as it is configured.
 
@@ -252,14 +259,18 @@ def connect(settings: Settings) -> Parts:
         tenancy=tenants,
         prompts=model.guard if model else None,
         replies=replies,
-        providers=Router(settings.providers, lines, settings.routes),
+        providers=Router(settings.providers, lines, settings.routes, estimate=counted_here(counter.count)),
         issued=IssuedIds(store, root.digest("issued-id"), settings.storage.on_error),
         audit=audit,
         observe=metrics.observe,
         digest=digest,
         watch=copies,
         overlap=settings.detection.mode == "overlap",
-        translations={ChatWire.name: ChatAsMessages()},
+        translations={
+            ChatWire.name: ChatAsMessages(),
+            MessagesWire.name: MessagesAsChat(),
+            CountWire.name: CountAsChat(),
+        },
         canary=Canaries(settings.canary, root.digest("canary")).mark,
     )
 

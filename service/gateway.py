@@ -396,7 +396,8 @@ class _Request:
         if not reply.translated:
             return reply
         tells_usage = call.reports_usage or self._ledger.hides_usage
-        return self._gateway.translations[self._exchange.wire.name].reply(reply, tells_usage=tells_usage)
+        translation = self._gateway.translations[self._exchange.wire.name]
+        return translation.reply(reply, call.body, tells_usage=tells_usage)
 
     def _asked(self, target: Target, call: Call) -> tuple[str, bytes]:
         """Path and body for this provider: the caller's bytes, and spliced into them what a limit, a settlement or the
@@ -415,7 +416,7 @@ class _Request:
             body = exchange.name_model(body, call.model)
         if target.translated:
             translation = self._gateway.translations[exchange.wire.name]
-            return translation.path, translation.request(body)
+            return translation.path, translation.request(body, asks_usage=target.asks_usage)
         return call.path or exchange.wire.path, body
 
     # -- the end -----------------------------------------------------------------------------------------------------

@@ -471,11 +471,13 @@ class Translation(Protocol):
     def path(self) -> str:
         """Below the provider's base address."""
 
-    def request(self, body: bytes) -> bytes:
-        """What the provider is sent. Raises MalformedRequest naming what its protocol cannot say."""
+    def request(self, body: bytes, *, asks_usage: bool) -> bytes:
+        """What the provider is sent, and whether it may be asked for the usage of its stream. Raises MalformedRequest
+        naming what its protocol cannot say.
+        """
 
-    def reply(self, reply: Reply, *, tells_usage: bool) -> Reply:
-        """The answer in the caller's protocol; whether its stream ends with what it used."""
+    def reply(self, reply: Reply, asked: bytes, *, tells_usage: bool) -> Reply:
+        """The answer in the caller's protocol to the body that he `asked`; whether its stream ends with its usage."""
 
 
 class Router(Protocol):

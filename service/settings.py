@@ -58,7 +58,8 @@ class Provider(_Strict, frozen=True, kw_only=True):
     completions are asked for their usage, whether the caller does or not. `concurrency` calls of this process may be
     under way, more wait `wait_s` for a place. After `breaker_failures` in a row (0: never) it is left alone for
     `breaker_open_s`. Without `models` it is asked by `[[routes]]` only. `translate_chat`: it may be asked
-    for chat completions, translated into Messages.
+    for chat completions, translated into Messages; `translate_messages`: for Messages, translated into chat
+    completions.
     """
 
     name: Annotated[str, Meta(min_length=1)]
@@ -72,6 +73,7 @@ class Provider(_Strict, frozen=True, kw_only=True):
     retries: Annotated[int, Meta(ge=0, le=10)] = 1
     stream_usage: bool = True
     translate_chat: bool = False
+    translate_messages: bool = False
     concurrency: Positive | None = None
     wait_s: Annotated[float, Meta(ge=0)] = 1.0
     breaker_failures: Annotated[int, Meta(ge=0)] = 5
@@ -390,6 +392,8 @@ def _check_providers(settings: Settings) -> None:
             raise ConfigError(f'{where}.base_url: the resource\'s own address for kind "azure", without /openai')
         if provider.translate_chat and provider.kind != "anthropic":
             raise ConfigError(f'{where}.translate_chat: only for kind "anthropic"')
+        if provider.translate_messages and provider.kind not in {"openai", "azure"}:
+            raise ConfigError(f'{where}.translate_messages: only for kinds "openai" and "azure"')
         if provider.api_version and provider.kind != "azure":
             raise ConfigError(f'{where}.api_version: only for kind "azure"')
         if provider.kind != "sandbox" and not provider.base_url.startswith(("http://", "https://")):

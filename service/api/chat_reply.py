@@ -20,6 +20,11 @@ from service.errors import UpstreamInvalid, WireError
 from service.interfaces import Call, Piece
 
 
+def bound_of(model: str) -> str:
+    """The member that bounds this model's output: newer ones refuse the older name."""
+    return "max_completion_tokens" if model.startswith(("o1", "o3", "o4", "gpt-5")) else "max_tokens"
+
+
 class ChatWire:
     """How chat completions write replies and errors (`interfaces.Wire`)."""
 
@@ -54,10 +59,7 @@ class ChatWire:
             if request[name] > max_output_tokens:
                 body = strict_json.splice_member(body, name, max_output_tokens)
         if not given:
-            modern = call.model.startswith(("o1", "o3", "o4", "gpt-5"))  # these refuse the older name
-            body = strict_json.splice_member(
-                body, "max_completion_tokens" if modern else "max_tokens", max_output_tokens
-            )
+            body = strict_json.splice_member(body, bound_of(call.model), max_output_tokens)
         return body
 
     def pin(self, call: Call, text: str) -> bytes:

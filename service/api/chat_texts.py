@@ -22,7 +22,7 @@ def piece_of(texts: Texts, document: dict[str, Any], raw: bytes, event: str = ""
         document,
         raw,
         event,
-        usage=_usage(document.get("usage")),
+        usage=usage_of(document.get("usage")),
         final=any(choice.get("finish_reason") is not None for choice in document.get("choices") or ()),
         failed=bool(document.get("error")),
         calls=chat_calls(document),
@@ -93,7 +93,8 @@ def _message(message: dict[str, Any], name: str, channel: str) -> Iterator[Slot]
         yield from strings(message, name, f"{channel}/{channel_name(name)}")
 
 
-def _usage(usage: Any) -> Usage | None:
+def usage_of(usage: Any) -> Usage | None:
+    """What a reply reports; None where it reports nothing that can be read."""
     if not isinstance(usage, dict):
         return None
     prompt, completion = usage.get("prompt_tokens"), usage.get("completion_tokens")

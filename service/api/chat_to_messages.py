@@ -12,9 +12,9 @@ from typing import Any
 import msgspec
 
 from service.api import strict_json
-from service.api.strict_json import pointer
 from service.api.texts import Path
-from service.errors import MalformedRequest, RequestError
+from service.api.translating import Telling
+from service.errors import RequestError
 
 DEFAULT_MAX_TOKENS = 4_096
 """Where nobody bounds the reply: Messages need a bound."""
@@ -38,6 +38,7 @@ _READ = frozenset(
     {*_SAME, "messages", "max_tokens", "max_completion_tokens", "stop", "stream_options", "tools", "tool_choice"}
     | {"parallel_tool_calls", "user"}
 )
+_tell = Telling("The model's provider speaks Messages, which cannot say this.")
 _DATA_URL = re.compile(r"data:(image/(?:jpeg|png|gif|webp));base64,(.*)", re.DOTALL)
 
 
@@ -49,10 +50,10 @@ def translate(body: bytes) -> bytes:
     request = strict_json.parse(body)
     for name, value in request.items():
         if name not in _READ and value is not None and value not in _IDLE.get(name, ()):
-            raise _untold(name)
+            raise _tell.untold(name)
     out: dict[str, Any] = {name: request[name] for name in _SAME if request.get(name) is not None}
     if out.get("temperature", 0) > 1:
-        raise _untold("temperature")
+        raise _tell.untold("temperature")
     bounds = [request[name] for name in ("max_completion_tokens", "max_tokens") if request.get(name) is not None]
     out["max_tokens"] = min(bounds, default=DEFAULT_MAX_TOKENS)
     out.update(_conversation(request["messages"]))
@@ -65,7 +66,7 @@ def translate(body: bytes) -> bytes:
         out["tool_choice"] = choice
     if request.get("user") is not None:
         out["metadata"] = {"user_id": request["user"]}
-    _only(request.get("stream_options") or {}, {"include_usage", "include_obfuscation"}, ("stream_options",))
+    _tell.only(request.get("stream_options") or {}, {"include_usage", "include_obfuscation"}, ("stream_options",))
     return msgspec.json.encode(out)
 
 
@@ -77,23 +78,23 @@ def _conversation(messages: list[dict[str, Any]]) -> dict[str, Any]:
         path: Path = ("messages", index)
         role = message["role"]
         if role in {"system", "developer"}:
-            _only(message, {"role", "content"}, path)
+            _tell.only(message, {"role", "content"}, path)
             if turns:
-                raise _untold(*path, "role")
+                raise _tell.untold(*path, "role")
             system += _texts(message.get("content"), (*path, "content"))
             continue
         if role == "user":
-            _only(message, {"role", "content"}, path)
+            _tell.only(message, {"role", "content"}, path)
             blocks = _parts(message.get("content"), (*path, "content"))
         elif role == "assistant":
             blocks = _said(message, path)
         elif role == "tool":
-            _only(message, {"role", "content", "tool_call_id"}, path)
+            _tell.only(message, {"role", "content", "tool_call_id"}, path)
             content = _texts(message.get("content"), (*path, "content"))
-            asked = _string(message, "tool_call_id", path)
+            asked = _tell.string(message, "tool_call_id", path)
             blocks = [{"type": "tool_result", "tool_use_id": asked, "content": content}]
         else:
-            raise _untold(*path, "role")
+            raise _tell.untold(*path, "role")
         side = "assistant" if role == "assistant" else "user"
         if turns and turns[-1]["role"] == side:
             turns[-1]["content"] += blocks
@@ -103,24 +104,24 @@ def _conversation(messages: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _said(message: dict[str, Any], path: Path) -> list[dict[str, Any]]:
-    _only(message, {"role", "content", "tool_calls"}, path)
+    _tell.only(message, {"role", "content", "tool_calls"}, path)
     blocks = _texts(message["content"], (*path, "content")) if message.get("content") is not None else []
     for index, call in enumerate(message.get("tool_calls") or ()):
         place = (*path, "tool_calls", index)
-        _only(call, {"id", "type", "function", "index"}, place)
+        _tell.only(call, {"id", "type", "function", "index"}, place)
         function = call.get("function")
         if call.get("type", "function") != "function" or not isinstance(function, dict):
-            raise _untold(*place)
-        _only(function, {"name", "arguments"}, (*place, "function"))
+            raise _tell.untold(*place)
+        _tell.only(function, {"name", "arguments"}, (*place, "function"))
         given = function.get("arguments") or "{}"
         try:
             arguments = strict_json.parse(given.encode())
         except RequestError:
             arguments = None
         if not isinstance(arguments, dict):
-            raise _untold(*place, "function", "arguments")
-        name = _string(function, "name", (*place, "function"))
-        blocks.append({"type": "tool_use", "id": _string(call, "id", place), "name": name, "input": arguments})
+            raise _tell.untold(*place, "function", "arguments")
+        name = _tell.string(function, "name", (*place, "function"))
+        blocks.append({"type": "tool_use", "id": _tell.string(call, "id", place), "name": name, "input": arguments})
     return blocks
 
 
@@ -129,7 +130,7 @@ def _texts(content: Any, path: Path) -> list[dict[str, Any]]:
     blocks = _parts(content, path)
     for index, block in enumerate(blocks):
         if block["type"] != "text":
-            raise _untold(*path, index)
+            raise _tell.untold(*path, index)
     return blocks
 
 
@@ -137,7 +138,7 @@ def _parts(content: Any, path: Path) -> list[dict[str, Any]]:
     if isinstance(content, str):
         return [{"type": "text", "text": content}] if content else []
     if not isinstance(content, list):
-        raise _untold(*path)
+        raise _tell.untold(*path)
     blocks: list[dict[str, Any]] = []
     for index, part in enumerate(content):
         place = (*path, index)
@@ -145,40 +146,40 @@ def _parts(content: Any, path: Path) -> list[dict[str, Any]]:
         if isinstance(part, str):
             blocks += [{"type": "text", "text": part}] if part else []
         elif kind == "text":
-            _only(part, {"type", "text"}, place)
+            _tell.only(part, {"type", "text"}, place)
             blocks += [{"type": "text", "text": part["text"]}] if part["text"] else []
         elif kind == "image_url":
-            _only(part, {"type", "image_url"}, place)
+            _tell.only(part, {"type", "image_url"}, place)
             blocks.append({"type": "image", "source": _image(part["image_url"], (*place, "image_url"))})
         else:
-            raise _untold(*place, "type")
+            raise _tell.untold(*place, "type")
     return blocks
 
 
 def _image(image: Any, path: Path) -> dict[str, Any]:
     if isinstance(image, str):
         image = {"url": image}
-    _only(image, {"url", "detail"}, path)
+    _tell.only(image, {"url", "detail"}, path)
     if image.get("detail") not in (None, "auto"):
-        raise _untold(*path, "detail")
+        raise _tell.untold(*path, "detail")
     url = image.get("url")
     inline = _DATA_URL.fullmatch(url) if isinstance(url, str) else None
     if inline is not None:
         return {"type": "base64", "media_type": inline[1], "data": inline[2]}
     if not isinstance(url, str) or not url.startswith("https://"):
-        raise _untold(*path, "url")
+        raise _tell.untold(*path, "url")
     return {"type": "url", "url": url}
 
 
 def _tool(tool: dict[str, Any], path: Path) -> dict[str, Any]:
     function = tool.get("function")
     if tool.get("type") != "function" or not isinstance(function, dict):
-        raise _untold(*path, "type")
-    _only(tool, {"type", "function"}, path)
-    _only(function, {"name", "description", "parameters"}, (*path, "function"), idle={"strict": False})
+        raise _tell.untold(*path, "type")
+    _tell.only(tool, {"type", "function"}, path)
+    _tell.only(function, {"name", "description", "parameters"}, (*path, "function"), idle={"strict": False})
     schema = function.get("parameters")
     if not isinstance(schema, (dict, type(None))):
-        raise _untold(*path, "function", "parameters")
+        raise _tell.untold(*path, "function", "parameters")
     out = {"name": function["name"], "input_schema": {"type": "object"} if schema is None else schema}
     return out if function.get("description") is None else out | {"description": function["description"]}
 
@@ -190,39 +191,19 @@ def _choice(request: dict[str, Any]) -> dict[str, Any] | None:
     if isinstance(choice, dict):
         function = choice.get("function")
         if choice.get("type") != "function" or not isinstance(function, dict):
-            raise _untold("tool_choice")
-        _only(choice, {"type", "function"}, ("tool_choice",))
-        _only(function, {"name"}, ("tool_choice", "function"))
-        out = {"type": "tool", "name": _string(function, "name", ("tool_choice", "function"))}
+            raise _tell.untold("tool_choice")
+        _tell.only(choice, {"type", "function"}, ("tool_choice",))
+        _tell.only(function, {"name"}, ("tool_choice", "function"))
+        out = {"type": "tool", "name": _tell.string(function, "name", ("tool_choice", "function"))}
     elif choice is None or (isinstance(choice, str) and choice in _CHOICES):
         out = {"type": _CHOICES[choice or "auto"]}
     else:
-        raise _untold("tool_choice")
+        raise _tell.untold("tool_choice")
     return out | {"disable_parallel_tool_use": True} if single and out["type"] != "none" else out
 
 
 def _stops(stop: Any) -> list[str]:
     stops = [stop] if isinstance(stop, str) else stop
     if not isinstance(stops, list) or not all(isinstance(text, str) for text in stops):
-        raise _untold("stop")
+        raise _tell.untold("stop")
     return stops
-
-
-def _only(box: Any, names: set[str], path: Path, idle: dict[str, Any] | None = None) -> None:
-    """Raises MalformedRequest for the first other member that says something."""
-    if not isinstance(box, dict):
-        raise _untold(*path)
-    for name, value in box.items():
-        if name not in names and value is not None and value != (idle or {}).get(name):
-            raise _untold(*path, name)
-
-
-def _string(box: dict[str, Any], name: str, path: Path) -> str:
-    value = box.get(name)
-    if not isinstance(value, str):
-        raise _untold(*path, name)
-    return value
-
-
-def _untold(*path: str | int) -> MalformedRequest:
-    return MalformedRequest("The model's provider speaks Messages, which cannot say this.", pointer=pointer(*path))

@@ -33,6 +33,11 @@ _TYPES = {
 }
 
 
+def error_type(status: int) -> str:
+    """What Anthropic calls an error of this status."""
+    return _TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")
+
+
 class MessagesWire:
     """How Messages write replies and errors (`interfaces.Wire`)."""
 
@@ -89,11 +94,7 @@ class MessagesWire:
     def phrase(self, error: WireError) -> WireError:
         """With a type that Anthropic's SDKs know, and their status for a queue that is full."""
         status = OVERLOADED if error.code == Overloaded.code else error.status
-        return replace(
-            error,
-            status=status,
-            type=_TYPES.get(status, "invalid_request_error" if status < 500 else "api_error"),
-        )
+        return replace(error, status=status, type=error_type(status))
 
     def error_body(self, error: WireError) -> bytes:
         """Anthropic's error envelope. It has no member for a place, so the message begins with the JSON pointer."""
@@ -188,7 +189,8 @@ class MessagesStream(EventReader):
         if kind not in {"message_start", "message_delta"} or not isinstance(usage, dict):
             return None
         self._usage |= {name: count for name, count in usage.items() if count is not None}
-        return usage_of(self._usage) if kind == "message_delta" else None
+        # The output that a message begins with is none of what it will have said.
+        return usage_of(self._usage) if kind == "message_delta" and usage.get("output_tokens") is not None else None
 
 
 def _kind(document: dict[str, Any], name: str) -> str:

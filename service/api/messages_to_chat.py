@@ -9,20 +9,18 @@ object".
 
 from __future__ import annotations
 
-import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from service.api import chat_to_messages, sse
 from service.api.messages_texts import usage_of
 from service.api.reply_texts import read_document
+from service.api.translating import TranslatedReply
 from service.errors import UpstreamInvalid
 from service.interfaces import Reply
 
-_INLINE_BYTES = 65_536  # larger replies are told in a thread
-_SLICE_BYTES = 4_096
 _REASONS = {
     "end_turn": "stop",
     "stop_sequence": "stop",
@@ -40,44 +38,16 @@ class ChatAsMessages:
 
     path = "/v1/messages"
 
-    def request(self, body: bytes) -> bytes:
+    def request(self, body: bytes, *, asks_usage: bool) -> bytes:
         """What the provider is sent. Raises MalformedRequest naming what cannot be said in Messages."""
+        del asks_usage  # every stream of Messages says what it used
         return chat_to_messages.translate(body)
 
-    def reply(self, reply: Reply, *, tells_usage: bool) -> Reply:
+    def reply(self, reply: Reply, asked: bytes, *, tells_usage: bool) -> Reply:
         """What is judged, and sent to the caller; whether its stream ends with what it used."""
-        return _ChatReply(reply, tells_usage=tells_usage)
-
-
-class _ChatReply:
-    """A provider's answer in the caller's protocol (`interfaces.Reply`)."""
-
-    def __init__(self, reply: Reply, *, tells_usage: bool) -> None:
-        self.status = reply.status
-        self.content_type = reply.content_type
-        self.headers = reply.headers
-        self._reply = reply
-        self._tells_usage = tells_usage
-
-    async def chunks(self) -> AsyncIterator[bytes]:
-        """The bytes as they come. Raises UpstreamInvalid for a Message that cannot be told in a chat completion."""
-        if self.content_type == "text/event-stream" and self.status < 400:
-            stream = ChatEvents(tells_usage=self._tells_usage)
-            async for chunk in self._reply.chunks():
-                # In slices: one chunk may hold a thousand events, and who reads gives others their turn between two.
-                for at in range(0, len(chunk), _SLICE_BYTES):
-                    out = b"".join(stream.feed(chunk[at : at + _SLICE_BYTES]))
-                    if out:
-                        yield out
-            yield b"".join(stream.finish())
-            return
-        body = b"".join([chunk async for chunk in self._reply.chunks()])
-        write = error_of if self.status >= 400 else completion_of
-        yield write(body) if len(body) <= _INLINE_BYTES else await asyncio.to_thread(write, body)
-
-    async def close(self) -> None:
-        """Drop the connection unless everything was read."""
-        await self._reply.close()
+        del asked
+        events = ChatEvents(tells_usage=tells_usage)
+        return TranslatedReply(reply, events=events, whole=completion_of, failed=error_of)
 
 
 def completion_of(body: bytes) -> bytes:

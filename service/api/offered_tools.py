@@ -52,9 +52,9 @@ def response_tools(request: dict[str, Any]) -> tuple[OfferedTool, ...] | None:
         return None
     found: list[OfferedTool] = []
     for tool in request.get("tools") or ():
-        if not isinstance(tool, dict) or tool.get("type") in _OPEN_ENDED:
+        kind = tool.get("type") if isinstance(tool, dict) else None
+        if not isinstance(kind, str) or kind in _OPEN_ENDED:
             return None
-        kind = tool.get("type")
         if kind in _CALLED and isinstance(tool.get("name"), str):
             found.append(OfferedTool(tool["name"], tool.get("parameters")))
         elif kind in _DEFINED:

@@ -23,7 +23,8 @@ _FAMILIES = {
     "sandbox": ("openai", "anthropic"),
 }
 """What each kind of provider speaks."""
-_TRANSLATED = {"openai.chat": "anthropic"}
+_COUNTING = "anthropic.count_tokens"
+_TRANSLATED = {"openai.chat": "anthropic", "anthropic.messages": "openai", _COUNTING: "openai"}
 """Protocols of callers, and to whose they can be translated."""
 
 
@@ -31,7 +32,8 @@ class Router:
     """The first entry of which the glob matches the whole model name and that speaks the caller's protocol; in routes
     those whom a translation reaches stand beside those who speak it, of other providers they are asked where none does.
 
-    `lines` are by the providers' configured names.
+    `lines` are by the providers' configured names. `estimate` counts the tokens of what is translated, since nobody
+    whom that reaches has such a call; without it they are not counted.
     """
 
     def __init__(
@@ -40,10 +42,12 @@ class Router:
         lines: Mapping[str, Line],
         routes: Sequence[RouteSettings] = (),
         draw: random.Random | None = None,
+        estimate: Line | None = None,
     ) -> None:
         self._lines = lines
+        self._estimate = estimate
         self._families = {entry.name: _FAMILIES[entry.kind] for entry in providers}
-        self._translating = {entry.name for entry in providers if entry.translate_chat}
+        self._translating = {entry.name for entry in providers if entry.translate_chat or entry.translate_messages}
         self._draw = draw or random.Random()  # noqa: S311 -- spreads load, keeps no secret
         own = [
             RouteSettings(model=glob, targets=(RouteTarget(provider=entry.name),))
@@ -71,7 +75,7 @@ class Router:
                 if self._speaks(target.provider, asked) or (translating and self._is_reached(target.provider, protocol))
             )
             if able:
-                return self._route(msgspec.structs.replace(rule, targets=able), model, asked)
+                return self._route(msgspec.structs.replace(rule, targets=able), model, protocol)
             spoken = spoken or self._families[rule.targets[0].provider]
         if spoken:
             raise MalformedRequest(
@@ -89,15 +93,22 @@ class Router:
         return family is None or family in self._families[provider]
 
     def _is_reached(self, provider: str, protocol: str | None) -> bool:
+        if protocol == _COUNTING and self._estimate is None:
+            return False
         return provider in self._translating and _TRANSLATED.get(protocol or "") in self._families[provider]
 
-    def _route(self, rule: RouteSettings, model: str, asked: str | None) -> Route:
+    def _target(self, target: RouteTarget, model: str, protocol: str | None) -> Target:
+        asked = protocol.partition(".")[0] if protocol is not None else None
+        translated = not self._speaks(target.provider, asked)
+        line = self._lines[target.provider]
+        if translated and protocol == _COUNTING and self._estimate is not None:
+            line = self._estimate
+        return Target(line, target.model or model, translated=translated)
+
+    def _route(self, rule: RouteSettings, model: str, protocol: str | None) -> Route:
         targets = list(rule.targets)
         if rule.pick == "weight" and len(targets) > 1:
             # The order in which they would come if each came at random, its weight times as often as one of weight 1.
             targets.sort(key=lambda target: self._draw.expovariate(target.weight))
-        made = [
-            Target(self._lines[t.provider], t.model or model, translated=not self._speaks(t.provider, asked))
-            for t in targets
-        ]
+        made = [self._target(target, model, protocol) for target in targets]
         return Route(made, next_on_429=rule.next_on_429)

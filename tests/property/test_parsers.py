@@ -15,9 +15,20 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from service.api import chat_to_messages, guardrail_litellm, guardrail_llm_guard, messages_to_chat, moderations, scan
+from service.api import (
+    chat_reply_as_message,
+    chat_to_messages,
+    guardrail_litellm,
+    guardrail_llm_guard,
+    message_request_as_chat,
+    messages_to_chat,
+    moderations,
+    scan,
+)
 from service.api.admin_shapes import NewKey, NewTenant, Rotation, TenantChange, read
+from service.api.chat_stream_as_message import MessageEvents
 from service.api.responses_stored import call_of
+from service.api.translating import Events
 from service.errors import FirewallError
 from service.interfaces import Piece, Wire
 from service.settings import Server
@@ -39,6 +50,8 @@ PARSERS: dict[str, Callable[[bytes], Any]] = {
     "llm_guard output": lambda body: guardrail_llm_guard.parse_output(body, Server()),
     "completion of a message": messages_to_chat.completion_of,
     "error of a message": messages_to_chat.error_of,
+    "message of a completion": chat_reply_as_message.message_of,
+    "error of a completion": lambda body: chat_reply_as_message.error_of(body, 500),
     "new key": lambda body: read(body, NewKey),
     "rotation": lambda body: read(body, Rotation),
     "new tenant": lambda body: read(body, NewTenant),
@@ -105,6 +118,7 @@ def test_no_request_that_is_almost_right_breaks_its_parser(name: str, seed: int)
         (PARSERS["responses"], {"model": "m", "tools": [{"type": {}}]}),
         (chat_to_messages.translate, {"model": "m", "messages": [], "tool_choice": ["auto"]}),
         (messages_to_chat.completion_of, {"content": [{"type": {}}]}),
+        (chat_reply_as_message.message_of, {"choices": [{"message": {"content": [{"type": {}}]}}]}),
         (WHOLE["chat"][0].read_reply, {"choices": [{"finish_reason": {}}]}),
         (lambda body: STREAMED["responses"][0].open_stream().feed(b"data: " + body + b"\n\n"), {"type": []}),
     ],
@@ -149,6 +163,63 @@ def test_no_chat_that_is_almost_right_breaks_its_translation(seed: int) -> None:
             chat_to_messages.translate(body)
 
 
+MESSAGE: dict[str, Any] = {
+    "model": "m",
+    "max_tokens": 9,
+    "stream": True,
+    "system": [{"type": "text", "text": "a word"}],
+    "stop_sequences": ["x"],
+    "metadata": {"user_id": "u"},
+    "thinking": {"type": "disabled"},
+    "tool_choice": {"type": "tool", "name": "f", "disable_parallel_tool_use": True},
+    "tools": [{"name": "f", "description": "a word", "input_schema": {}, "cache_control": {"type": "ephemeral"}}],
+    "messages": [
+        {
+            "role": "user",
+            "content": [
+                {"type": "text", "text": "x", "citations": []},
+                {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "iVBORw0K"}},
+                {"type": "document", "title": "a", "source": {"type": "text", "media_type": "text/plain", "data": "b"}},
+                {"type": "document", "source": {"type": "content", "content": [{"type": "text", "text": "c"}]}},
+            ],
+        },
+        {
+            "role": "assistant",
+            "content": [
+                {"type": "thinking", "thinking": "x", "signature": "s"},
+                {"type": "text", "text": "a word"},
+                {"type": "tool_use", "id": "c", "name": "f", "input": {"a": ["b"]}},
+            ],
+        },
+        {
+            "role": "user",
+            "content": [
+                {
+                    "type": "tool_result",
+                    "tool_use_id": "c",
+                    "content": [{"type": "text", "text": "d"}],
+                    "is_error": True,
+                }
+            ],
+        },
+        {"role": "system", "content": "a word"},
+        {"role": "user", "content": "a word"},
+    ],
+}
+
+
+@thorough
+@given(seed=st.integers(0, 2**32))
+def test_no_message_that_is_almost_right_breaks_its_translation(seed: int) -> None:
+    chance = Random(seed)
+    for _ in range(20):
+        body = encoded(damaged(MESSAGE, chance))
+        with contextlib.suppress(FirewallError):
+            PARSERS["messages"](body)
+            chat = message_request_as_chat.translate(body, asks_usage=True)
+            PARSERS["chat/completions"](chat)
+
+
 def rewritten(wire: Wire, pieces: list[Piece]) -> None:
     for piece in pieces:
         if piece.texts:
@@ -169,6 +240,10 @@ def test_no_reply_that_is_almost_right_breaks_its_reader(name: str, seed: int) -
         if name.startswith("messages"):
             with contextlib.suppress(FirewallError):
                 messages_to_chat.completion_of(body)
+        if name.startswith("chat"):
+            with contextlib.suppress(FirewallError):
+                chat_reply_as_message.message_of(body)
+            chat_reply_as_message.error_of(body, 400)
 
 
 @pytest.mark.parametrize("name", STREAMED)
@@ -176,7 +251,11 @@ def test_no_reply_that_is_almost_right_breaks_its_reader(name: str, seed: int) -
 @given(seed=st.integers(0, 2**32))
 def test_no_stream_that_is_almost_right_breaks_its_reader(name: str, seed: int) -> None:
     chance, (wire, kind) = Random(seed), STREAMED[name]
-    reader, translator = wire.open_stream(), messages_to_chat.ChatEvents(tells_usage=True)
+    reader = wire.open_stream()
+    translators: dict[str, Events] = {
+        "messages": messages_to_chat.ChatEvents(tells_usage=True),
+        "chat": MessageEvents(),
+    }
     sent: list[bytes] = []
     with contextlib.suppress(FirewallError):
         for _ in range(8):
@@ -187,9 +266,10 @@ def test_no_stream_that_is_almost_right_breaks_its_reader(name: str, seed: int) 
             rewritten(wire, reader.feed(raw))
         reader.finish()
     with contextlib.suppress(FirewallError):
-        for raw in sent if name.startswith("messages") else ():
-            list(translator.feed(raw))
-        list(translator.finish())
+        for translator in (found for family, found in translators.items() if name.startswith(family)):
+            for raw in sent:
+                list(translator.feed(raw))
+            list(translator.finish())
 
 
 @thorough

@@ -190,6 +190,12 @@ async def test_an_ordinary_stream_leaves_byte_for_byte_and_its_reason_waits_for_
     assert [piece.final for piece in pieces[-2:]] == [True, True]
 
 
+def test_a_stream_that_ends_without_its_output_s_count_is_not_settled_to_the_one_it_began_with() -> None:
+    last = event("message_delta", delta={"stop_reason": "end_turn"}, usage={"input_tokens": 5, "output_tokens": None})
+    reader = MessagesStream()
+    assert [piece.usage for piece in reader.feed(start() + last + event("message_stop"))] == [None] * 3
+
+
 def test_usage_is_known_with_the_last_counts_and_holds_what_the_cache_took() -> None:
     pieces = read(start() + END)
     assert [piece.usage for piece in pieces] == [None, Usage(12, 9, 7), None]

@@ -110,7 +110,12 @@ def test_what_one_provider_keeps_is_asked_of_no_other() -> None:
     assert route.only("claude") is None
 
 
-TRANSLATING = (msgspec.structs.replace(PROVIDERS[0], translate_chat=True), *PROVIDERS[1:])
+TRANSLATING = (
+    msgspec.structs.replace(PROVIDERS[0], translate_chat=True),
+    msgspec.structs.replace(PROVIDERS[1], translate_messages=True),
+    PROVIDERS[2],
+)
+ESTIMATE = Line("estimate", Nobody(), Breaker(0, 1.0))
 
 
 @pytest.mark.parametrize(
@@ -118,18 +123,28 @@ TRANSLATING = (msgspec.structs.replace(PROVIDERS[0], translate_chat=True), *PROV
     [
         ("claude-1", "openai.chat", [("claude", True)]),
         ("claude-1", "anthropic.messages", [("claude", False)]),
+        ("gpt-1", "anthropic.messages", [("gpt", True)]),
+        ("gpt-1", "openai.chat", [("gpt", False)]),
         ("both-1", "openai.chat", [("gpt", False)]),
+        ("both-1", "anthropic.messages", [("claude", False)]),
         ("fast", "openai.chat", [("claude", True), ("gpt", False)]),
+        ("fast", "anthropic.messages", [("claude", False), ("gpt", True)]),
         ("fast", "openai.responses", [("gpt", False)]),
+        ("gpt-1", "anthropic.count_tokens", [("estimate", True)]),
+        ("claude-1", "anthropic.count_tokens", [("claude", False)]),
+        ("fast", "anthropic.count_tokens", [("claude", False), ("estimate", True)]),
     ],
 )
 def test_a_translation_reaches_a_provider_where_nobody_speaks_the_protocol_or_a_route_says_so(
     model: str, protocol: str, asked: list[tuple[str, bool]]
 ) -> None:
-    route = Router(TRANSLATING, LINES, [to("claude", "gpt")]).choose(model, protocol)
+    route = Router(TRANSLATING, LINES, [to("claude", "gpt")], estimate=ESTIMATE).choose(model, protocol)
     assert [(target.name, target.translated) for target in route.targets] == asked
 
 
-def test_only_chat_completions_are_translated() -> None:
+@pytest.mark.parametrize(("model", "protocol"), [("claude-1", "openai.responses"), ("gpt-1", "anthropic.count_tokens")])
+def test_only_chats_and_messages_are_translated_and_counts_only_where_somebody_estimates_them(
+    model: str, protocol: str
+) -> None:
     with pytest.raises(MalformedRequest):
-        Router(TRANSLATING, LINES).choose("claude-1", "openai.responses")
+        Router(TRANSLATING, LINES).choose(model, protocol)

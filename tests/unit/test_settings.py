@@ -83,6 +83,11 @@ def test_the_repositorys_example_is_accepted():
             '[[providers]]\nname = "a"\nkind = "sandbox"\nmodels = ["x"]\ntranslate_chat = true',
             "providers[0].translate_chat",
         ),
+        (
+            '[[providers]]\nname = "a"\nkind = "anthropic"\nmodels = ["x"]\nbase_url = "https://x"\n'
+            "translate_messages = true",
+            "providers[0].translate_messages",
+        ),
         ("[server", "firewall.toml"),
     ],
 )
