@@ -17,7 +17,7 @@ _INCLUDED = "message.output_text.logprobs"
 
 
 def sampling_of(request: Mapping[str, Any]) -> Sampling:
-    """Of a request; what has another type than its protocol's says nothing. Raises MalformedRequest for a wrong bias."""
+    """Of a request; what has a type that is not its protocol's says nothing. Raises MalformedRequest for a bias."""
     biases = request.get("logit_bias") or {}
     for token, bias in biases.items():
         if type(bias) not in {int, float}:
