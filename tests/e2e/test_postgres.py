@@ -202,7 +202,7 @@ def test_commands_make_check_and_read_the_database_and_never_show_its_password(w
     ):
         whole = [*arguments, file] if arguments == ("check-config",) else [*arguments, "--config", file]
         told.append((cli.main(whole), *capsys.readouterr()))
-    assert [status for status, _ in told] == [0, 2, 0, 0, 0, 0, 0, 0, 0]
+    assert [status for status, _, _ in told] == [0, 2, 0, 0, 0, 0, 0, 0, 0]
     assert "is not the firewall's database; `semantic-firewall migrate`" in told[1][2]
     assert "has schema" in told[2][1]
     assert '"north"' in told[6][1]
