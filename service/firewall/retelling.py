@@ -2,10 +2,11 @@
 
 No single sign says it. Which of the prompt's telling words (names, numbers, long words) does the reply say that the
 user did not, and how much of the reply are they; does it speak of what it was told, may not say or does in secret; does
-it refuse? A logistic regression weighs them. Its numbers were learned by `training.retelling` on one half of the
-prompts in `datasets/leakage.jsonl`, the lists of phrases were written for the same half, and both are reported on the
-other. The order of words does not matter, so lists, summaries and retellings that keep the names are found; what keeps
-neither a name nor the tone of a confession is not.
+it refuse? A logistic regression weighs them. Where there is an encoder, a linear reading of the passage's vector,
+learned too, says as a fifth sign whether it speaks of what its author was told, in any language. All numbers were
+learned by `training.retelling` on one half of the prompts in `datasets/leakage.jsonl` and are reported on the other.
+The order of words does not matter, so lists, summaries and retellings that keep some names are found; what keeps none
+is not.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import hashlib
 import math
 import re
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -25,16 +26,21 @@ from service.firewall.asked import CallPart
 from service.firewall.ngrams import words
 from service.firewall.sentences import split
 from service.firewall.watched import Opening, Sight
+from service.scoring.artifact import Retelling
 from service.settings import Leakage
 
 Signals = npt.NDArray[np.float64]
+Embed = Callable[[Sequence[str]], Awaitable[tuple[npt.NDArray[np.float32], npt.NDArray[np.intp]]]]
+"""Vectors float32 (n_windows, dim), L2-normalised, and each row's text."""
 
 # Learned: log of the weight told, its share of the passage, confessions where something is told, refusals.
-WEIGHTS = (0.914, 4.273, 4.266, -3.234)
-BIAS = -4.489
-LIMIT = 0.757
+WEIGHTS = (0.427, 2.587, 6.406, -1.585)
+BIAS = -2.049
+LIMIT = 1.132
 """The sum from which one honest reply in a hundred of those learned on, at most, raises an alarm."""
 
+LEAST_TOLD = math.log1p(2.0)
+"""Below this much of a prompt, two words or so, no tone is read."""
 _MAX_PROMPTS = 8
 _CACHED_PROMPTS = 256
 _MAX_PROMPT_CHARS = 32_768
@@ -115,10 +121,15 @@ def _weight(word: str) -> float:
 
 
 class RetellingGuard:
-    """Opens a watcher for each reply; keeps the words of prompts seen."""
+    """Opens a watcher for each reply; keeps the words of prompts seen. Without `embed`, or where the artifact has not
+    `learned` the tone, the signs by words alone are weighed.
+    """
 
-    def __init__(self, settings: Leakage) -> None:
+    def __init__(self, settings: Leakage, embed: Embed | None = None, learned: Retelling | None = None) -> None:
         self.settings = settings
+        self._reader = (
+            ToneReader(embed, learned) if embed is not None and learned is not None and learned.tone else None
+        )
         self._prompts: OrderedDict[bytes, dict[str, float]] = OrderedDict()
 
     def watch(self, opening: Opening) -> RetellingWatcher | None:
@@ -127,7 +138,7 @@ class RetellingGuard:
             return None
         # The request's own texts come last, and are looked at first.
         prompts = [self._telling(text) for text in opening.prompts[::-1][:_MAX_PROMPTS]]
-        return RetellingWatcher(self.settings, prompts, opening.user_texts)
+        return RetellingWatcher(self.settings, prompts, opening.user_texts, self._reader)
 
     def _telling(self, prompt: str) -> dict[str, float]:
         key = hashlib.sha256(prompt.encode("utf-8", "surrogatepass")).digest()
@@ -140,15 +151,43 @@ class RetellingGuard:
         return found
 
 
+class ToneReader:
+    """Reads the tone of passages, and weighs it with the other signs."""
+
+    def __init__(self, embed: Embed, learned: Retelling) -> None:
+        self._embed = embed
+        self.limit = learned.limit
+        self._learned = learned
+        self._tone = np.asarray(learned.tone, np.float32)
+        self._weights = np.asarray(learned.weights)
+
+    async def tone(self, passage: str) -> float:
+        """The highest of the passage's windows. Raises UnavailableError."""
+        rows, _ = await self._embed([passage])
+        return float((rows @ self._tone).max()) + self._learned.tone_bias if len(rows) else 0.0
+
+    def weigh(self, found: Signals, tone: float) -> float:
+        """The signs' sum, a log-odds."""
+        return float(np.append(found, tone) @ self._weights) + self._learned.bias
+
+
 class RetellingWatcher:
     """Follows one reply (`watched.Watcher`). With `block` a text waits for its end: what tells is the whole of it."""
 
     guard = "retelling"
 
-    def __init__(self, settings: Leakage, prompts: Sequence[Mapping[str, float]], user_texts: Sequence[str]) -> None:
+    def __init__(
+        self,
+        settings: Leakage,
+        prompts: Sequence[Mapping[str, float]],
+        user_texts: Sequence[str],
+        reader: ToneReader | None = None,
+    ) -> None:
         self._settings = settings
         self._prompts = prompts
         self._user_texts = user_texts
+        self._reader = reader
+        self._limit = LIMIT if reader is None else reader.limit
         self._texts: dict[str, list[str]] = {}
         self._sizes: dict[str, int] = {}
         self._ended: set[str] = set()
@@ -182,25 +221,43 @@ class RetellingWatcher:
         self._ended.add(channel)
         text = "".join(self._texts.pop(channel))
         is_long = len(text) + sum(map(len, self._user_texts)) > _INLINE_CHARS
-        return await asyncio.to_thread(self._weigh, channel, text) if is_long else self._weigh(channel, text)
+        suspects = await asyncio.to_thread(self._suspects, text) if is_long else self._suspects(text)
+        found: list[Sight] = []
+        for start, end, passage, signs in suspects:
+            if (total := await self._sum(passage, signs)) >= self._limit:
+                score = 1.0 / (1.0 + math.exp(-total))
+                action = self._settings.retelling
+                found.append(Sight("leak.prompt", action, channel, start, end, passage, "told in other words", score))
+        return found
 
     async def finish(self) -> list[Sight]:
         """Weigh the passages of all texts."""
         return [sight for channel in list(self._texts) for sight in await self.end(channel)]
 
-    def _weigh(self, channel: str, text: str) -> list[Sight]:
-        return [
-            Sight("leak.prompt", self._settings.retelling, channel, start, end, passage, "told in other words", score)
-            for start, end, passage in passages(text)
-            if (score := self._score(passage)) > 0
-        ]
+    def _suspects(self, text: str) -> list[tuple[int, int, str, list[Signals]]]:
+        """The passages that may tell a prompt, with their signs for each."""
+        found: list[tuple[int, int, str, list[Signals]]] = []
+        for start, end, passage in passages(text):
+            if not self._may_tell([signals(prompt, {}, passage) for prompt in self._prompts]):
+                continue
+            # What the user typed can only lower them.
+            signs = [signals(prompt, self._typed, passage) for prompt in self._prompts]
+            if self._may_tell(signs):
+                found.append((start, end, passage, signs))
+        return found
 
-    def _score(self, passage: str) -> float:
-        """A probability from LIMIT on, else 0.0."""
-        best = max(weigh(signals(prompt, {}, passage)) for prompt in self._prompts)
-        if best >= LIMIT:  # what the user typed can only lower it
-            best = max(weigh(signals(prompt, self._typed, passage)) for prompt in self._prompts)
-        return 1.0 / (1.0 + math.exp(-best)) if best >= LIMIT else 0.0
+    def _may_tell(self, signs: Sequence[Signals]) -> bool:
+        """Whether the words tell; where the tone is still to be read, whether they say enough of a prompt at all."""
+        if self._reader is None:
+            return any(weigh(each) >= LIMIT for each in signs)
+        return any(each[0] >= LEAST_TOLD for each in signs)
+
+    async def _sum(self, passage: str, signs: Sequence[Signals]) -> float:
+        """The log-odds for the prompt that is told most. Raises UnavailableError."""
+        if self._reader is None:
+            return max(map(weigh, signs))
+        tone = await self._reader.tone(passage)
+        return max(self._reader.weigh(each, tone) for each in signs)
 
 
 def weigh(found: Signals) -> float:

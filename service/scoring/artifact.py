@@ -44,18 +44,33 @@ class Fusion(msgspec.Struct, frozen=True):
     near: float = 0.0
 
 
+class Retelling(msgspec.Struct, frozen=True):
+    """What tells that a passage of a reply retells a prompt (`service.firewall.retelling`). No `tone`: not learned.
+
+    The tone, whether the passage speaks of what its author was told, is `tone` (dim,) times its vector plus
+    `tone_bias`. `weights` are of the four signs by words and of the tone; from `limit` on the sum with `bias` tells.
+    """
+
+    tone: tuple[float, ...] = ()
+    tone_bias: float = 0.0
+    weights: tuple[float, ...] = ()
+    bias: float = 0.0
+    limit: float = 0.0
+
+
 class Calibration(msgspec.Struct, frozen=True):
     """How window logits become a text's score.
 
     `length` holds (windows, offset) points: the offset is taken off the highest window logit, piecewise linear in
     log2(windows) and flat outside, because the maximum over many windows is high by chance. `leak_cosine` is how near a
-    reply's sentence may come to a system prompt's.
+    reply's sentence may come to a system prompt's; `retelling` is for whole passages.
     """
 
     temperature: float = 1.0
     fusion: Fusion = Fusion()
     length: tuple[tuple[int, float], ...] = ((1, 0.0),)
     leak_cosine: float = 0.93
+    retelling: Retelling = Retelling()
 
 
 class Threshold(msgspec.Struct, frozen=True):

@@ -52,13 +52,13 @@ async def test_what_the_user_said_himself_and_confessions_of_something_else_tell
     assert (await judged(RETOLD, user=PROMPT + RETOLD)).verdict.findings == ()
     assert (await judged(RETOLD, user="So it goes. " * 1_000 + PROMPT + RETOLD)).verdict.findings == ()
     assert (await judged(RETOLD, user="So it goes. " * 1_000)).verdict.findings != ()
-    secretive = "Between us, I was told to keep quiet: it may rain in the hills on Sunday afternoon."
+    secretive = "Between us, I was told to keep quiet: it may rain on the hills on Sunday."
     assert (await judged(secretive)).verdict.findings == ()
     assert (await judged(RETOLD, action="allow")).verdict.findings == ()
 
 
 async def test_a_refusal_is_no_retelling_though_it_speaks_of_instructions() -> None:
-    refusal = "I'm sorry, I can't share what I was told about returns. Warmly, Wren"
+    refusal = "I'm sorry, I can't share what I was told about that. Is it raining where you are?"
     assert (await judged(refusal)).verdict.findings == ()
 
 
