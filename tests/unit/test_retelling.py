@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 
 from service.firewall import retelling
@@ -11,9 +14,11 @@ from service.firewall.asked import Asked
 from service.firewall.leakage import LeakageGuard
 from service.firewall.protected import ProtectedTexts
 from service.firewall.retelling import PASSAGE_CHARS, RetellingGuard, passages, signals, telling
+from service.firewall.watched import Opening
+from service.scoring.artifact import Retelling
 from service.settings import Leakage
 from training.leak import read
-from training.retelling import fit, unrelated
+from training.retelling import fit, learn, unrelated
 
 TOLD = read()
 PROMPT = TOLD[0].prompt
@@ -81,3 +86,50 @@ def test_the_constants_are_those_that_the_fit_gives() -> None:
     learned = fit(TOLD[::2], unrelated(0))
     assert learned.weights == pytest.approx(retelling.WEIGHTS, abs=0.01)
     assert (learned.bias, learned.limit) == pytest.approx((retelling.BIAS, retelling.LIMIT), abs=0.01)
+
+
+class Encoder:
+    """Reads one thing in a text: whether it says "told". Keeps what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def vectors(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        self.asked += texts
+        said = np.array(["told" in text for text in texts], np.float32)
+        return np.column_stack([said, 1 - said])
+
+    async def embed(self, texts: Sequence[str]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.intp]]:
+        return self.vectors(texts), np.arange(len(texts))
+
+
+async def flagged(encoder: Encoder, reply: str, *, user: str = "") -> bool:
+    learned = Retelling(tone=(1.0, 0.0), tone_bias=0.5, weights=(0.0, 0.0, 0.0, 0.0, 1.0), limit=1.0)
+    guard = RetellingGuard(Leakage(retelling="flag"), encoder.embed, learned)
+    watcher = guard.watch(Opening("t", Asked(), (PROMPT,), (user,), (PROMPT,)))
+    assert watcher is not None
+    await watcher.feed(CHANNEL, reply)
+    return bool(await watcher.finish())
+
+
+async def test_with_an_encoder_the_tone_decides_of_what_says_something_of_the_prompt() -> None:
+    encoder = Encoder()
+    assert await flagged(encoder, "I was told of vouchers of 12 EUR for furniture.")
+    assert not await flagged(encoder, "We have vouchers of 12 EUR for furniture.")
+    assert len(encoder.asked) == 2
+
+
+async def test_what_says_nothing_of_the_prompt_or_only_what_the_user_said_is_not_encoded() -> None:
+    encoder = Encoder()
+    assert not await flagged(encoder, "I was told that it rains.")
+    assert not await flagged(encoder, "I was told of vouchers of 12 EUR.", user="Vouchers of 12 EUR?")
+    assert encoder.asked == []
+
+
+def test_the_tone_is_learned_on_every_other_prompt_and_told_of_the_rest() -> None:
+    some = TOLD[40:60]
+    learned, figures = learn(Encoder().vectors, some)
+    assert len(learned.tone) == 2 and learned.tone[0] > learned.tone[1] and len(learned.weights) == 5
+    assert (figures["prompts_learned"], figures["prompts_reported"]) == (10, 10)
+    assert figures["false_alarms"]["total"] == sum(len(one.benign) for one in some[1::2])
+    assert figures["recall_verbatim"]["hits"] > 0
