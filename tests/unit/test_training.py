@@ -321,6 +321,12 @@ def test_a_role_with_few_benign_texts_takes_the_pooled_threshold_and_says_so() -
     assert table["tool"]["0.001"].threshold == table["pooled"]["0.001"].threshold
 
 
+def test_texts_made_to_look_like_attacks_do_not_give_a_role_its_own_threshold() -> None:
+    rows = [Row(text="t", label=0, role="user" if n < 4_000 else "tool", source="written_x") for n in range(4_400)]
+    table = calibrate.fit_thresholds(np.random.default_rng(0).random(4_400), rows)
+    assert table["tool"]["0.01"].pooled and not table["tool"]["0.05"].pooled
+
+
 def test_the_hardest_benign_windows_are_marked_and_only_they() -> None:
     scores = np.asarray([0.1, np.nan, 0.9, 0.2, np.nan, 0.8], np.float32)
     assert mining.hardest(scores, 0.5).tolist() == [False, False, True, False, False, True]
