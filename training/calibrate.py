@@ -108,7 +108,8 @@ def fit_thresholds(score: Floats, rows: Sequence[Row]) -> dict[str, dict[str, Th
     """Thresholds per role and rate from the scores of whole texts; only benign rows count.
 
     A rate is a promise about traffic, and traffic has few texts that were made to look like attacks: the project's own
-    and composed rows count `HARD_WEIGHT` each. A role's own threshold is used only where it has enough texts, so counted.
+    and composed rows count `HARD_WEIGHT` each. A role's own threshold is used only where its texts, so
+    counted, are enough.
     """
     benign = np.asarray([row.label == BENIGN for row in rows])
     roles = np.asarray([row.role for row in rows])
