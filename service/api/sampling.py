@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from service.api import strict_json
-from service.errors import MalformedRequest
 from service.firewall.extraction_observation import Sampling, bias_hash
 
 _PROBES = ("logprobs", "top_logprobs", "logit_bias")
@@ -17,11 +16,8 @@ _INCLUDED = "message.output_text.logprobs"
 
 
 def sampling_of(request: Mapping[str, Any]) -> Sampling:
-    """Of a request; what has a type that is not its protocol's says nothing. Raises MalformedRequest for a bias."""
+    """Of a request; what has a type that is not its protocol's says nothing."""
     biases = request.get("logit_bias") or {}
-    for token, bias in biases.items():
-        if type(bias) not in {int, float}:
-            raise MalformedRequest("A bias must be a number.", pointer=strict_json.pointer("logit_bias", token[:40]))
     temperature = request.get("temperature")
     bounds = [request.get(name) for name in ("max_tokens", "max_completion_tokens", "max_output_tokens")]
     given = [bound for bound in bounds if isinstance(bound, int)]

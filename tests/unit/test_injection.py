@@ -79,7 +79,8 @@ async def judge(guard: InjectionGuard, asked: Prompt, scope: str = "default") ->
 
 
 async def test_a_benign_prompt_is_allowed_without_findings(house: House) -> None:
-    assert await judge(house.guard(), prompt(BENIGN)) == Verdict(cell=0)
+    found = await judge(house.guard(), prompt(BENIGN))
+    assert (found.action, found.findings, found.unjudged) == ("allow", (), ()) and found.cell is not None
 
 
 async def test_an_attack_is_blocked_and_the_finding_says_where(house: House) -> None:
