@@ -191,6 +191,10 @@ def provider() -> Iterator[Provider]:
 def url(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, provider: Provider) -> Iterator[str]:
     """The whole service around a model that knows one word, in front of the provider."""
     more = f"""
+[tools] # the made-up replies call tools that the made-up requests do not offer
+unoffered = "allow"
+arguments = "allow"
+hijack = "allow"
 [detection]
 artifact = "{tiny_model}"
 on_unscannable = "allow"
