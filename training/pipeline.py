@@ -209,7 +209,7 @@ class Run:
             ]
             return serving.run([np.asarray([0, *tokens, 2], np.int32) for tokens in ids])[1]
 
-        told = leaking.read()
+        told = leaking.read()[: self.options.limit or None]
         limit, figures = leaking.fit_leak(embed, told)
         self._note("leak", figures)
         retold, figures = retelling.learn(embed, told)
