@@ -19,6 +19,7 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import cached_property
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -94,20 +95,38 @@ def telling(text: str) -> dict[str, float]:
     return found
 
 
+class Said(msgspec.Struct, frozen=True):
+    """What stands in one passage, read once for all prompts: its words' beginnings, their weight, its phrases."""
+
+    stems: frozenset[str]
+    weight: float
+    confessions: int
+    refuses: bool
+
+    def signs(self, prompt: Mapping[str, float], typed: Mapping[str, float]) -> Signals:
+        """float64 (4,): the signs for a prompt's and a user's `telling` words."""
+        told = sum(weight for stem, weight in prompt.items() if stem in self.stems and stem not in typed)
+        return np.array(
+            [
+                math.log1p(told),
+                told / max(self.weight, 1.0),
+                self.confessions * min(told / _ENOUGH, 1.0),
+                float(self.refuses),
+            ]
+        )
+
+
+def said_in(passage: str) -> Said:
+    """Read a passage."""
+    spelled = [token.word for token in words(passage)]
+    confessions = min(sum(1 for _ in _CONFESSES.finditer(passage)), _MAX_CONFESSIONS)
+    stems = frozenset(map(_stem, spelled))
+    return Said(stems, sum(map(_weight, spelled)), confessions, _REFUSES.search(passage) is not None)
+
+
 def signals(prompt: Mapping[str, float], typed: Mapping[str, float], passage: str) -> Signals:
     """float64 (4,): the signs in one passage, for a prompt's and a user's `telling` words."""
-    spelled = [token.word for token in words(passage)]
-    said = {_stem(word) for word in spelled}
-    told = sum(weight for stem, weight in prompt.items() if stem in said and stem not in typed)
-    confessions = min(sum(1 for _ in _CONFESSES.finditer(passage)), _MAX_CONFESSIONS)
-    return np.array(
-        [
-            math.log1p(told),
-            told / max(sum(map(_weight, spelled)), 1.0),
-            confessions * min(told / _ENOUGH, 1.0),
-            float(_REFUSES.search(passage) is not None),
-        ]
-    )
+    return said_in(passage).signs(prompt, typed)
 
 
 def _stem(word: str) -> str:
@@ -238,10 +257,11 @@ class RetellingWatcher:
         """The passages that may tell a prompt, with their signs for each."""
         found: list[tuple[int, int, str, list[Signals]]] = []
         for start, end, passage in passages(text):
-            if not self._may_tell([signals(prompt, {}, passage) for prompt in self._prompts]):
+            said = said_in(passage)
+            if not self._may_tell([said.signs(prompt, {}) for prompt in self._prompts]):
                 continue
             # What the user typed can only lower them.
-            signs = [signals(prompt, self._typed, passage) for prompt in self._prompts]
+            signs = [said.signs(prompt, self._typed) for prompt in self._prompts]
             if self._may_tell(signs):
                 found.append((start, end, passage, signs))
         return found
