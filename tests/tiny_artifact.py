@@ -90,15 +90,17 @@ class MarkedWordsEncoder:
         self._tokenizer = tokenizer
         self.marks = marks or {"ignore": ("injection", 6.0)}
         self.calls: list[int] = []
+        self.firsts: list[int] = []
 
     def encode(self, ids: Sequence[Sequence[int]]) -> Encoded:
         self.calls.append(len(ids))
+        self.firsts += [window[0] for window in ids]
         logits = np.zeros((len(ids), len(LABELS)), np.float32)
         logits[:, 0] = 3.0
         vectors = np.zeros((len(ids), DIM), np.float32)
         vectors[:, -1] = 1.0
         for row, window in enumerate(ids):
-            text = "".join(self._tokenizer.decode(list(window)).lower().split())
+            text = "".join(self._tokenizer.decode(list(window[1:])).lower().split())
             for mark, (label, logit) in self.marks.items():
                 if mark.replace(" ", "") in text:
                     logits[row, 0] = 0.0

@@ -11,6 +11,7 @@ from tqdm import tqdm
 from service.firewall.sanitise import View, sanitise
 from service.firewall.windows import windows
 from training.corpus import BENIGN, Row
+from training.model import ORIGINS
 from training.windows import Windows
 
 MAX_TOKENS = 128
@@ -19,9 +20,15 @@ OVERLAP = 32
 SPAN_CHARS = 48
 
 
+def origins(tokenizer: Tokenizer) -> dict[str, int]:
+    """The first token of foreign text by where it comes from: behind the tokenizer's ids, so no text spells it."""
+    return {origin: tokenizer.get_vocab_size() + number for number, origin in enumerate(ORIGINS)}
+
+
 def encode(rows: Sequence[Row], tokenizer: Tokenizer, *, most: int, seed: int) -> Windows:
     """Cut rows into windows; of a long text at most `most` are kept, the ones with the injected span first."""
     rng = np.random.default_rng(seed)
+    marks = origins(tokenizer)
     ids: list[list[int]] = []
     labels: list[int] = []
     owners: list[int] = []
@@ -29,7 +36,7 @@ def encode(rows: Sequence[Row], tokenizer: Tokenizer, *, most: int, seed: int) -
     certain: list[bool] = []
     for number, row in enumerate(tqdm(rows, desc="windows", unit="row", mininterval=5)):
         view = sanitise(row.text)
-        cut = windows(view, tokenizer, MAX_TOKENS, OVERLAP)
+        cut = windows(view, tokenizer, MAX_TOKENS, OVERLAP, cls_id=marks.get(row.role, 0))
         marked = [(window.ids, _label(row, view, window.start, window.end)) for window in cut]
         marked = [(tokens, label) for tokens, label in marked if label >= 0]
         if len(marked) > most:

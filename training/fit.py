@@ -47,7 +47,8 @@ class FitOptions(msgspec.Struct, frozen=True):
     (Hinton et al., arXiv:1503.02531).
 
     `mix` is the share of the windows with room that get a stretch of a benign window beside them, so that neither
-    position nor company says what a text is; `noise` is the mean share of tokens that are replaced.
+    position nor company says what a text is; `noise` is the mean share of tokens that are replaced; `moved` is the
+    share of the windows whose text is said to come from elsewhere (`OnDevice.moved`).
     """
 
     epochs: float = 2.5
@@ -64,6 +65,7 @@ class FitOptions(msgspec.Struct, frozen=True):
     guidance: float = 0.5
     mix: float = 0.25
     noise: float = 0.03
+    moved: float = 0.15
     minutes: float = 60.0
     seed: int = 1
 
@@ -256,6 +258,7 @@ class _Loss:
         ids, mask = self._shelf.batch(draws)
         own = torch.from_numpy(draws.own).to(ids.device)
         label, weight = self._label[own], self._weight[own]
+        ids = self._shelf.moved(ids, label != BENIGN, options.moved)
         seen = self._shelf.noisy(ids, mask, options.noise, UNKNOWN) if options.noise else ids
         with torch.autocast(ids.device.type, torch.bfloat16, enabled=self._half):
             logits, embedding = model(seen, mask)

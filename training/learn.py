@@ -59,6 +59,8 @@ def learn(
     before a text; `always` bool (n,) the windows that every epoch sees; `start` a model to go on from.
     """
     vectors = _teacher(e5, kept, prefix, windows, course, folder)
+    if start is not None:
+        model.with_origins(start, len(kept))
     guide = None
     if course.guide_minutes:
         guide = _guide(e5, kept, windows, always, course, folder, vectors)

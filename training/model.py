@@ -19,6 +19,8 @@ from transformers import DebertaV2Config, DebertaV2Model
 from training.e5_file import E5
 
 LABELS = ("benign", "injection", "jailbreak", "extraction")
+# Where foreign text comes from; each has a first token of its own.
+ORIGINS = ("tool", "document")
 # The normalised embedding has components near 1/sqrt(384); scaled so, a linear head learns at the encoder's own rate.
 EMBEDDING_SCALE = 20.0
 # Which of twelve layers a shallower student keeps: of the subsets tried, those whose untrained output stays nearest
@@ -95,6 +97,19 @@ def build_config(e5: E5, vocabulary: int, layers: int) -> DebertaV2Config:
     )
 
 
+def with_origins(model: FirewallModel, first: int) -> FirewallModel:
+    """The model with an embedding for each of ORIGINS at the ids from `first` on; new ones begin as the first token's.
+
+    Words of a tool or a document begin with such a token instead of the usual one (`service.firewall.prompt.Segment`).
+    """
+    words = model.encoder.embeddings.word_embeddings
+    missing = first + len(ORIGINS) - words.num_embeddings
+    if missing > 0:
+        words.weight = nn.Parameter(torch.cat([words.weight.data, words.weight.data[:1].expand(missing, -1)]))
+        words.num_embeddings = model.encoder.config.vocab_size = len(words.weight)
+    return model
+
+
 def warm_start(e5: E5, kept_pieces: Sequence[int], layers: int) -> FirewallModel:
     """A DeBERTa that computes nearly what the BERT computes, with `kept_pieces` of its vocabulary and `layers` layers.
 
@@ -119,7 +134,7 @@ def warm_start(e5: E5, kept_pieces: Sequence[int], layers: int) -> FirewallModel
     state["encoder.LayerNorm.weight"] = torch.full_like(state["encoder.LayerNorm.weight"], 0.05)
     state["encoder.LayerNorm.bias"] = torch.zeros_like(state["encoder.LayerNorm.bias"])
     model.encoder.load_state_dict(state)
-    return model
+    return with_origins(model, len(kept_pieces))
 
 
 def pad(windows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:

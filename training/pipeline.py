@@ -282,6 +282,7 @@ class Run:
             max_tokens=encode.MAX_TOKENS,
             overlap=encode.OVERLAP,
             dimensions=self.e5.hidden,
+            origins=encode.origins(self.tokenizer()[1]),
             calibration=calibration,
             thresholds=thresholds,
             data={

@@ -35,6 +35,7 @@ _PARTS = {
     "fo": "output.dense",
     "oln": "output.LayerNorm",
 }
+_FIRST = 0
 _BATCH_TOKENS = 8_192 if not torch.cuda.is_available() else 131_072
 
 
@@ -81,7 +82,7 @@ class Teacher:
         self._prefix = list(prefix)
 
     def vectors(self, windows: Sequence[npt.NDArray[np.int32]]) -> npt.NDArray[np.float32]:
-        """Embed windows (specials included), the prefix put in after the first token."""
+        """Embed windows (specials included). The prefix follows the first token, which is always the base's own."""
         order = sorted(range(len(windows)), key=lambda i: len(windows[i]))
         out = np.zeros((len(windows), self._model.config.hidden_size), np.float32)
         with tqdm(total=len(windows), desc="teacher", unit="window", mininterval=5) as bar, torch.inference_mode():
@@ -89,7 +90,7 @@ class Teacher:
             while at < len(order):
                 size = max(1, _BATCH_TOKENS // (len(windows[order[min(at + 64, len(order) - 1)]]) + 4))
                 chosen = order[at : at + size]
-                batch = [[int(windows[i][0]), *self._prefix, *windows[i][1:].tolist()] for i in chosen]
+                batch = [[_FIRST, *self._prefix, *windows[i][1:].tolist()] for i in chosen]
                 ids, mask = pad(batch, self._pad_id)
                 ids, mask = ids.to(self._device), mask.to(self._device)
                 with torch.autocast(ids.device.type, torch.bfloat16, enabled=bfloat16_pays(ids.device.type)):

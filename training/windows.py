@@ -108,7 +108,8 @@ class OnDevice:
     def __init__(self, windows: Windows, pad_id: int, device: torch.device) -> None:
         self._flat = torch.from_numpy(windows.ids).to(device)
         self._starts = torch.from_numpy(windows.starts).to(device)
-        self._first, self._last = int(windows.ids[0]), int(windows.ids[windows.starts[1] - 1])
+        self._last = int(windows.ids[windows.starts[1] - 1])
+        self._firsts = torch.from_numpy(np.unique(windows.ids[windows.starts[:-1]])).long().to(device)
         self._lengths = windows.lengths
         self._pad_id = pad_id
         self._device = device
@@ -131,15 +132,25 @@ class OnDevice:
         end = lent + length
         ids = torch.where(at < end, ids, self._pad_id)
         ids = torch.where(at == end, self._last, ids)
-        ids[:, 0] = self._first
+        ids[:, 0] = self._flat[self._starts[own[:, 0]]].long()
         return ids, (at <= end).long()
+
+    def moved(self, ids: Tensor, attacks: Tensor, share: float) -> Tensor:
+        """The ids with the first token of a `share` of the rows replaced: an attack's by any, a benign text's by the
+        usual one. What is harmless where no order belongs is harmless everywhere, but not the reverse.
+        """
+        hit = torch.rand(len(ids), device=ids.device) < share
+        any_of = self._firsts[torch.randint(len(self._firsts), (len(ids),), device=ids.device)]
+        other = torch.where(attacks, any_of, self._firsts.min())
+        return torch.cat([torch.where(hit, other, ids[:, 0])[:, None], ids[:, 1:]], 1)
 
     def noisy(self, ids: Tensor, mask: Tensor, rate: float, unknown: int) -> Tensor:
         """The ids with about twice `rate` of the tokens replaced in half of the rows: by `unknown`, or by any token."""
         odds = 2 * rate * (torch.rand(len(ids), 1, device=ids.device) < 0.5)
         hit = (torch.rand(ids.shape, device=ids.device) < odds) & (mask == 1)
-        hit &= (ids != self._first) & (ids != self._last)
+        kept = torch.cat([self._firsts, self._firsts.new_tensor([self._last])])
+        hit &= ~torch.isin(ids, kept)
         random = self._flat[torch.randint(len(self._flat), ids.shape, device=ids.device)].long()
-        random = torch.where((random == self._first) | (random == self._last), unknown, random)
+        random = torch.where(torch.isin(random, kept), unknown, random)
         other = torch.where(torch.rand(ids.shape, device=ids.device) < 0.5, random, unknown)
         return torch.where(hit, other, ids)

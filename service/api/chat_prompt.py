@@ -82,7 +82,8 @@ class Reading(RequestTexts):
             if name == "role" or (name in _MESSAGE_FIELDS and value is None):
                 continue
             if name == "content":
-                self.content(value, place, role, index)
+                with self.foreign(message["role"].strip().lower() in {"tool", "function"}):
+                    self.content(value, place, role, index)
             elif name == "tool_calls":
                 self._tool_calls(value, place, index)
             elif name == "function_call":
@@ -128,7 +129,8 @@ class Reading(RequestTexts):
             if name == field and kind in {"text", "refusal"}:
                 self.text(string(value, place), place, role, message)
             elif name == field:
-                self._attachment(value, kind, place, message)
+                with self.foreign():
+                    self._attachment(value, kind, place, message)
             else:
                 self._other(name, value, path, message)
 

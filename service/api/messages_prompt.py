@@ -130,11 +130,13 @@ class Reading(RequestTexts):
                 if not _is_sealed(string(value, place)):
                     self.text(value, place, "document", message)
             case (("image" | "document"), "source"):
-                self._source(value, kind, place, message)
+                with self.foreign():
+                    self._source(value, kind, place, message)
             case (("document" | "search_result"), ("title" | "context" | "source")):
                 self.text(string(value, place), place, "document", message)
             case "search_result", "content":
-                self._content(value, place, "document", message)
+                with self.foreign():
+                    self._content(value, place, "document", message)
             case (("tool_use" | "server_tool_use" | "mcp_tool_use"), ("name" | "server_name")):
                 self.text(string(value, place), place, "tool", message)
             case (("tool_use" | "server_tool_use" | "mcp_tool_use"), "input"):
@@ -142,9 +144,11 @@ class Reading(RequestTexts):
                     raise malformed(pointer(*place), "an object")
                 self.add(segments_of(value, place, "tool", message))
             case (("tool_result" | "mcp_tool_result"), "content"):
-                self._content(value, place, "tool", message)
+                with self.foreign():
+                    self._content(value, place, "tool", message)
             case _, "content" if kind.endswith("_tool_result"):
-                self.add(segments_of(self._readable(value, place), place, "tool", message))
+                with self.foreign():
+                    self.add(segments_of(self._readable(value, place), place, "tool", message))
             case "container_upload", "file_id":
                 string(value, place)
                 self.attachment(value, place, "file_id", message)

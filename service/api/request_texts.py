@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any
+
+import msgspec
 
 from service.api import strict_json
 from service.api.asgi import malformed
 from service.api.strict_json import pointer
 from service.api.texts import Path, is_opaque, place_of, segments_of, text_of_base64, text_of_data_url
 from service.errors import PayloadTooLarge
-from service.firewall.prompt import Role, Segment, Unscannable
+from service.firewall.prompt import FOREIGN, Role, Segment, Unscannable
 
 MAX_TEXTS = 32_768
 """Each is judged by itself. More could not be within any deadline, and only to count them takes long."""
@@ -41,6 +44,17 @@ class RequestTexts:
         self.segments += islice(found, MAX_TEXTS - len(self.segments) + 1)
         if len(self.segments) > MAX_TEXTS:
             raise PayloadTooLarge(f"The body holds more than {MAX_TEXTS} texts.")
+
+    @contextmanager
+    def foreign(self, applies: bool = True) -> Iterator[None]:
+        """What is kept meanwhile is what a tool gave back or a document holds (`Segment.foreign`)."""
+        first = len(self.segments)
+        yield
+        if applies:
+            self.segments[first:] = [
+                msgspec.structs.replace(segment, foreign=True) if segment.role in FOREIGN else segment
+                for segment in self.segments[first:]
+            ]
 
     def text(self, text: str, path: Path, role: Role, message: int = -1) -> None:
         """Keep one text, unless it is empty."""

@@ -64,6 +64,9 @@ mcp_list_tools mcp_approval_request mcp_approval_response mcp_call tool_search_c
 additional_tools configuration_update compaction compaction_trigger program program_output
 """
 _ITEMS = frozenset(_ITEMS_WORDS.split())
+_WITH_CONTENT = frozenset({"message", "function_call_output", "custom_tool_call_output"})
+_RETURNED = frozenset({"output", "outputs", "result", "results"})
+"""Members of items that hold what a tool gave back."""
 _MEMBERS_WORDS = """
 type id call_id role content status phase summary encrypted_content arguments name namespace output outputs
 queries results action actions pending_safety_checks acknowledged_safety_checks code container_id result error
@@ -150,12 +153,13 @@ class Reading(RequestTexts):
         for name, value in item.items():
             if name == "type" or (kind == "message" and name == "role"):
                 continue
-            if name in {"content", "output"} and kind in {"message", "function_call_output", "custom_tool_call_output"}:
-                self._content(value, (*path, name), role, index)
-            elif name == "result" and kind == "image_generation_call" and isinstance(value, str):
-                self.attachment(value, (*path, name), "image", index, base64=True)
-            else:
-                self._member(name, value, path, index, role)
+            with self.foreign(name in _RETURNED and kind != "message"):
+                if name in {"content", "output"} and kind in _WITH_CONTENT:
+                    self._content(value, (*path, name), role, index)
+                elif name == "result" and kind == "image_generation_call" and isinstance(value, str):
+                    self.attachment(value, (*path, name), "image", index, base64=True)
+                else:
+                    self._member(name, value, path, index, role)
         if kind == "message" and "content" not in item:
             raise malformed(pointer(*path, "content"), "a string or a list of content parts")
         if kind in {"function_call_output", "custom_tool_call_output"} and "output" not in item:
@@ -245,7 +249,8 @@ class Reading(RequestTexts):
                 continue
             if name in wanted and name in _ATTACHED:
                 what = "file_id" if name == "file_id" else kind
-                self.attachment(string(value, place), place, what, index, base64=name == "file_data")
+                with self.foreign():
+                    self.attachment(string(value, place), place, what, index, base64=name == "file_data")
             elif name == "input_audio" and name in wanted:
                 self._audio(value, place, index)
             elif name in wanted:

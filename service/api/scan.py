@@ -13,7 +13,7 @@ from service.api.chat_prompt import Reading
 from service.api.chat_reply import ChatWire
 from service.api.strict_json import pointer
 from service.errors import PayloadTooLarge
-from service.firewall.prompt import ROLES, Prompt, Segment
+from service.firewall.prompt import FOREIGN, ROLES, Prompt, Segment
 from service.firewall.verdict import Finding, decide, told
 from service.gateway import Gateway
 from service.interfaces import Call, Judged
@@ -71,7 +71,7 @@ def _texts(request: dict[str, Any], max_texts: int) -> list[Segment]:
     for index, text in enumerate(texts):
         if not isinstance(text, str):
             raise malformed(pointer("texts", index), "a string")
-    return [Segment(text, role, pointer("texts", index)) for index, text in enumerate(texts)]
+    return [Segment(text, role, pointer("texts", index), foreign=role in FOREIGN) for index, text in enumerate(texts)]
 
 
 def write_verdicts(request_id: str, call: Call, judged: Judged) -> bytes:

@@ -174,12 +174,12 @@ class InjectionGuard:
         for segment, joined in _with_joined(prompt):
             if monotonic() > deadline:  # the caller has gone; a thread cannot be cancelled
                 raise DeadlineExceeded("judging took longer than detection.deadline_s")
-            text = _Text(segment, joined, text_key(prefix, segment.text))
+            text = _Text(segment, joined, text_key(prefix, segment.text, segment.origin))
             text.scored = self._texts.get(text.key)
             if text.scored is None:
                 readings = views(segment.text)
                 text.hidden = readings[0].hidden
-                text.cut = self._scorer.cut(readings)
+                text.cut = self._scorer.cut(readings, segment.origin)
                 text.keys = [window_key(prefix, part.ids) for part in text.cut]
             # Joined texts repeat what was counted: the cap speaks of what the caller sent.
             windows += 0 if joined else text.scored.windows if text.scored else len(text.cut)

@@ -10,6 +10,8 @@ import msgspec
 
 Role = Literal["user", "tool", "document", "system"]
 ROLES: tuple[Role, ...] = ("user", "tool", "document", "system")
+FOREIGN: frozenset[Role] = frozenset({"tool", "document"})
+"""The roles of text that a caller passes on; where nothing else tells, their text is foreign."""
 
 
 class Segment(msgspec.Struct, frozen=True):
@@ -18,12 +20,19 @@ class Segment(msgspec.Struct, frozen=True):
     `role` is the trust the text deserves, not the wire's word for it: `tool` also stands for tool definitions, names,
     schemas and assistant turns that the caller sends back; `document` for retrieved text and strings in unknown parts.
     `pointer` is its RFC 6901 JSON pointer. `message` is the index of its message (-1: outside of any message).
+    `foreign` text is what a tool gave back or a document holds: an order to the assistant has no business there.
     """
 
     text: str
     role: Role
     pointer: str
     message: int = -1
+    foreign: bool = False
+
+    @property
+    def origin(self) -> str:
+        """Where foreign text comes from, for the encoder: `tool` or `document`; else empty."""
+        return self.role if self.foreign else ""
 
 
 class Unscannable(msgspec.Struct, frozen=True):
@@ -64,4 +73,5 @@ def joined_segments(prompt: Prompt) -> Iterator[Segment]:
 
 
 def _join(parts: list[Segment]) -> Segment:
-    return msgspec.structs.replace(parts[0], text="\n".join(part.text for part in parts))
+    text, foreign = "\n".join(part.text for part in parts), any(part.foreign for part in parts)
+    return msgspec.structs.replace(parts[0], text=text, foreign=foreign)

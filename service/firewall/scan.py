@@ -10,7 +10,7 @@ import numpy as np
 from service.firewall.injection import attack_finding, hidden_findings
 from service.firewall.normalize import views
 from service.firewall.policy import RolePolicy
-from service.firewall.prompt import Role, Segment
+from service.firewall.prompt import FOREIGN, Role, Segment
 from service.firewall.text_score import TextScore, TextScorer, TextWindow, WindowRows
 from service.firewall.verdict import Verdict, decide
 from service.scoring.encoder import WindowEncoder
@@ -51,8 +51,9 @@ def scan(
     windows = 0
     for text, role in texts:
         readings = views(text)
-        cut = scorer.cut(readings)
-        waiting.append(_Waiting(Segment(text, role, ""), readings[0].hidden, cut))
+        segment = Segment(text, role, "", foreign=role in FOREIGN)
+        cut = scorer.cut(readings, segment.origin)
+        waiting.append(_Waiting(segment, readings[0].hidden, cut))
         windows += len(cut)
         # Texts without windows count too, or an endless row of empty lines would never be answered.
         if windows + len(waiting) >= chunk_windows:

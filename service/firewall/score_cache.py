@@ -74,9 +74,10 @@ def scope_key(scope: str, version: str) -> bytes:
     return blake2b(f"{len(scope)}:{scope}{version}".encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
-def text_key(prefix: bytes, text: str) -> Key:
-    """The key of a text in its scope."""
-    return prefix + blake2b(text.encode("utf-8", "surrogatepass"), digest_size=24).digest()
+def text_key(prefix: bytes, text: str, origin: str = "") -> Key:
+    """The key of a text in its scope; foreign text is scored otherwise than the same words of the caller."""
+    hashed = blake2b(text.encode("utf-8", "surrogatepass"), digest_size=24, person=origin.encode())
+    return prefix + hashed.digest()
 
 
 def window_key(prefix: bytes, ids: list[int]) -> Key:

@@ -70,9 +70,10 @@ class TextScorer:
         self._attacks = [i for i in range(len(manifest.labels)) if i != self._benign]
         self._index = index
 
-    def cut(self, views: Sequence[View]) -> list[TextWindow]:
-        """The windows of all views of one text, the main view's first."""
+    def cut(self, views: Sequence[View], origin: str = "") -> list[TextWindow]:
+        """The windows of all views of one text, the main view's first; `origin` as in `Segment`."""
         manifest = self._manifest
+        first = manifest.origins.get(origin, manifest.cls_id)
         return [
             TextWindow(view, window)
             for view in views
@@ -81,7 +82,7 @@ class TextScorer:
                 self._tokenizer,
                 manifest.max_tokens,
                 manifest.overlap_tokens,
-                cls_id=manifest.cls_id,
+                cls_id=first,
                 sep_id=manifest.sep_id,
             )
         ]

@@ -82,7 +82,10 @@ class Threshold(msgspec.Struct, frozen=True):
 
 
 class Manifest(msgspec.Struct, frozen=True):
-    """`manifest.json`. `thresholds` maps a role (or `pooled`) to false-positive rates as strings to thresholds."""
+    """`manifest.json`. `thresholds` maps a role (or `pooled`) to false-positive rates as strings to thresholds.
+
+    A window begins with `cls_id`, one of foreign text with the token that `origins` has for where it comes from.
+    """
 
     format: int
     name: str
@@ -97,6 +100,7 @@ class Manifest(msgspec.Struct, frozen=True):
     max_tokens: int = 128
     overlap_tokens: int = 32
     cls_id: int = 0
+    origins: dict[str, int] = {}
     sep_id: int = 2
     pad_id: int = 1
     embedding_dim: int = 384

@@ -15,6 +15,9 @@ from service.errors import MalformedRequest, PayloadTooLarge, UpstreamInvalid, W
 from service.interfaces import Call
 from service.settings import Server
 
+TEXT_FILE = {"file_data": "data:text/plain;base64," + base64.b64encode(b"from a file").decode()}
+CALLED = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+
 
 def parse(**request: Any) -> Call:
     body = {"model": "m", "messages": [{"role": "user", "content": "hi there"}], **request}
@@ -32,6 +35,20 @@ def test_each_wire_role_becomes_the_role_that_its_text_deserves() -> None:
     assert [s.message for s in call.prompt.segments] == list(range(6))
     assert call.system_texts == ("text of system", "text of developer")
     assert call.user_texts == ("text of user",)
+
+
+def test_only_what_a_tool_gave_back_and_what_a_file_holds_is_foreign() -> None:
+    call = parse(
+        messages=[
+            {"role": "user", "content": [{"type": "text", "text": "typed"}, {"type": "file", "file": TEXT_FILE}]},
+            {"role": "assistant", "content": "said before", "tool_calls": [CALLED]},
+            {"role": "tool", "tool_call_id": "c1", "content": [{"type": "text", "text": "gave back"}]},
+            {"role": "Function ", "name": "f", "content": "gave back too"},
+        ],
+        tools=[{"type": "function", "function": {"name": "f", "description": "reads the mail"}}],
+    )
+    foreign = {(segment.text, segment.origin) for segment in call.prompt.segments if segment.foreign}
+    assert foreign == {("from a file", "document"), ("gave back", "tool"), ("gave back too", "tool")}
 
 
 def test_parts_names_refusals_tool_calls_and_reasoning_are_read() -> None:

@@ -215,6 +215,23 @@ async def test_a_text_is_scored_once_per_scope(house: House) -> None:
     assert house.encoded_windows == 2 * count
 
 
+async def test_foreign_words_begin_with_the_token_of_their_origin_and_are_scored_apart(tmp_path: Path) -> None:
+    path = write_tiny_artifact(tmp_path / "marked", origins={"tool": 90_001, "document": 90_002})
+    house = House(load_artifact(path))
+    house.batcher.start()
+    guard = house.guard()
+    for segment in (
+        Segment(BENIGN, "tool", "/a", foreign=True),
+        Segment(BENIGN, "document", "/b", foreign=True),
+        Segment(BENIGN, "tool", "/c"),
+        Segment(BENIGN, "user", "/d"),
+    ):
+        await judge(guard, prompt(segment))
+    await house.batcher.close()
+    guard.close()
+    assert house.encoder.firsts == [90_001, 90_002, 0]  # the last two are the same windows
+
+
 async def test_a_growing_conversation_pays_for_its_new_turn(house: House) -> None:
     guard = house.guard()
     turns = [f"{BENIGN} number {turn}. " * 20 for turn in range(6)]

@@ -50,6 +50,20 @@ def test_each_wire_role_becomes_the_role_that_its_text_deserves() -> None:
     assert call.user_texts == ("text of user",)
 
 
+def test_only_what_a_tool_gave_back_and_what_a_document_holds_is_foreign() -> None:
+    call = said(
+        {"type": "text", "text": "typed"},
+        {"type": "tool_result", "tool_use_id": "t", "content": [{"type": "text", "text": "gave back"}]},
+        {"type": "document", "title": "a title", "source": {"type": "text", "data": "a page"}},
+        {"type": "search_result", "title": "t", "source": "s", "content": [{"type": "text", "text": "was found"}]},
+        {"type": "web_search_tool_result", "tool_use_id": "w", "content": [{"title": "a web page"}]},
+    )
+    foreign = {(segment.text, segment.origin) for segment in call.prompt.segments if segment.foreign}
+    expected = {("gave back", "tool"), ("a page", "document"), ("was found", "document"), ("a web page", "tool")}
+    assert expected <= foreign
+    assert not any("typed" in text or "a title" in text for text, _ in foreign)
+
+
 def test_system_blocks_are_judged_one_by_one_and_joined() -> None:
     call = parse(system=[{"type": "text", "text": "one", "cache_control": {"type": "ephemeral"}}] * 2)
     assert [s.text for s in call.prompt.segments] == ["hi there", "one", "one"]

@@ -121,6 +121,26 @@ def test_the_text_of_every_field_is_judged_in_its_role_and_place(fields: dict[st
     assert all(pointer.startswith(place) for _, pointer in found)
 
 
+def test_only_what_a_tool_gave_back_is_foreign() -> None:
+    given = {
+        "type": "function_call_output",
+        "call_id": "c",
+        "output": [{"type": "input_text", "text": "gave back"}],
+    }
+    items = [
+        {"role": "user", "content": "typed"},
+        {"role": "assistant", "content": [{"type": "output_text", "text": "said before"}]},
+        {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"},
+        given,
+        {"type": "mcp_call", "id": "m", "name": "f", "arguments": "{}", "output": "gave back too"},
+        {"type": "file_search_call", "id": "s", "queries": ["asked"], "results": [{"text": "a page that was found"}]},
+    ]
+    segments = parse_request(json.dumps({"model": "m", "input": items}).encode(), Server()).prompt.segments
+    foreign = {(segment.text, segment.origin) for segment in segments if segment.foreign}
+    assert {("gave back", "tool"), ("gave back too", "tool"), ("a page that was found", "document")} <= foreign
+    assert not any("typed" in text or "said" in text or "asked" in text for text, _ in foreign)
+
+
 def test_arguments_and_outputs_are_judged_by_what_their_escapes_say() -> None:
     hidden = "".join(f"\\u{ord(character):04x}" for character in TEXT)
     for name, kind in (("arguments", "function_call"), ("output", "mcp_call")):
