@@ -45,8 +45,7 @@ class Answer:
             return
         self._ledger.status = error.status
         headers = [("content-type", "application/json"), *error.headers, *self.own_headers(action)]
-        await self._exchange.start(error.status, headers)
-        await self._exchange.end(wire.error_body(error))
+        await self._send(error.status, headers, wire.error_body(error))
 
     async def forward(self, reply: Reply, call: Call) -> None:
         """Answer with the provider's reply. Raises UpstreamInvalid for one that does not fit the call."""
@@ -103,8 +102,11 @@ class Answer:
         content_type = "application/json" if piece.document is not None else "text/plain; charset=utf-8"
         action = decide([*_findings(self._ledger.prompt_verdict), *_findings(verdict)]).action
         headers = [("content-type", content_type), *release.headers, *self.own_headers(action)]
-        await self._exchange.start(reply.status, headers)
-        await self._exchange.end(out)
+        await self._send(reply.status, headers, out)
+
+    async def _send(self, status: int, headers: Sequence[tuple[str, str]], body: bytes) -> None:
+        await self._exchange.start(status, [*headers, ("content-length", str(len(body)))])
+        await self._exchange.end(body)
 
     async def _streaming(self, reply: Reply) -> None:
         exchange = self._exchange

@@ -219,8 +219,8 @@ class _Request:
         early = asyncio.ensure_future(self._forward(route, call)) if gateway.overlap else None
         try:
             verdict = await self._judge_prompt(call.prompt)
-            self._see(caller, call, verdict)
             if verdict.action == "block":
+                self._see(caller, call, verdict)
                 await self._answer.refuse(block_error(verdict, exchange.request_id, "prompt"), "block")
                 return
             system_texts = self._ledger.system_texts
@@ -228,8 +228,11 @@ class _Request:
             if echoes := self._ledger.echoes:
                 # The caller's own words are no leak to him; a secret is one even there.
                 self._ledger.echo_judge = await gateway.replies.open(caller.tenant, (), tuple(echoes))
-            reply = await (early or self._forward(route, call))
-            await self._answer.forward(reply, call)
+            if early is None:
+                early = asyncio.ensure_future(self._forward(route, call))
+                await _let_it_go_out()
+            self._see(caller, call, verdict)
+            await self._answer.forward(await early, call)
         finally:
             if early is not None:
                 await _drop(early)
@@ -431,6 +434,12 @@ class _Request:
 def _not_issued(pointer: str) -> NotFound:
     """The same words whether the id is another tenant's or nobody's."""
     return NotFound("There is nothing with this id here.", pointer=pointer or None)
+
+
+async def _let_it_go_out() -> None:
+    """What else there is to do can be done while the provider works. The HTTP client writes in a task of its own."""
+    for _ in range(2):
+        await asyncio.sleep(0)
 
 
 async def _drop(early: asyncio.Future[Reply]) -> None:

@@ -95,8 +95,7 @@ def signature_of(text: str) -> Signature:
     shown = raw[:_READ_BYTES] + raw[-_READ_BYTES:] if len(raw) > 2 * _READ_BYTES else raw
     shown = shown.ljust(_SHINGLE_BYTES)
     signature = np.empty(HASHES + 3, np.uint32)
-    shingles = np.lib.stride_tricks.sliding_window_view(np.frombuffer(shown, np.uint8), _SHINGLE_BYTES)
-    words = np.ascontiguousarray(shingles).view(np.uint64)[:, 0]
+    words = np.ndarray(len(shown) - _SHINGLE_BYTES + 1, np.uint64, shown, strides=(1,)).copy()
     mixed = ((words ^ (words >> np.uint64(29))) * _MIX >> np.uint64(32)).astype(np.uint32)
     signature[:HASHES] = (_MULTIPLIERS[:, None] * mixed).min(axis=1)
     signature[HASHES:] = [zlib.crc32(raw[:_EDGE_BYTES]), zlib.crc32(raw[-_EDGE_BYTES:]), zlib.crc32(raw)]

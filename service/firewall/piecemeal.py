@@ -14,6 +14,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence, Set
 from time import monotonic
 
+from service.firewall import ngrams
 from service.firewall.asked import CallPart
 from service.firewall.ngrams import Token, WordReader, short_grams, words
 from service.firewall.verdict import Action
@@ -124,6 +125,11 @@ class PiecemealWatcher:
         if len(last) >= _RUN - 1:
             return last[1 - _RUN].start
         return last[0].start if last else partial[1] if partial else end
+
+    def clears(self, channel: str, spelled: Sequence[str]) -> bool:
+        """Whether no run of words is one of a prompt's."""
+        del channel
+        return self._all.isdisjoint(ngrams.grams([word for word in spelled if word], _RUN))
 
     async def called(self, parts: Sequence[CallPart]) -> list[Sight]:
         """Nothing: the channels say it."""

@@ -64,6 +64,11 @@ class ReplyInjectionWatcher:
             return end
         return state.judged
 
+    def clears(self, channel: str, spelled: Sequence[str]) -> bool:
+        """Only repeated forms: all else is scored."""
+        del spelled
+        return "#" in channel
+
     async def called(self, parts: Sequence[CallPart]) -> list[Sight]:
         """Nothing: the channels say it."""
         del parts

@@ -16,7 +16,7 @@ import hashlib
 import math
 import re
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence, Set
 from functools import cached_property
 
 import msgspec
@@ -40,7 +40,8 @@ BIAS = -2.049
 LIMIT = 1.132
 """The sum from which one honest reply in a hundred of those learned on, at most, raises an alarm."""
 
-LEAST_TOLD = math.log1p(2.0)
+_LEAST_WEIGHT = 2.0
+LEAST_TOLD = math.log1p(_LEAST_WEIGHT)
 """Below this much of a prompt, two words or so, no tone is read."""
 _MAX_PROMPTS = 8
 _CACHED_PROMPTS = 256
@@ -219,6 +220,21 @@ class RetellingWatcher:
         """All of a text that has not ended, with `block`."""
         waits = self._settings.retelling == "block" and channel in self._texts and channel not in self._ended
         return 0 if waits else end
+
+    def clears(self, channel: str, spelled: Sequence[str]) -> bool:
+        """Whether its words tell nothing, or too little, of any prompt that the user did not say."""
+        if "#" in channel:
+            return True
+        stems = set(map(_stem, spelled))
+        if not self._says(stems, frozenset()):
+            return True
+        is_long = sum(map(len, self._user_texts)) > _INLINE_CHARS
+        return not is_long and not self._says(stems, self._typed.keys())
+
+    def _says(self, stems: Set[str], typed: Set[str]) -> bool:
+        """Whether a text with these words could tell a prompt."""
+        told = (sum(map(prompt.__getitem__, (prompt.keys() & stems) - typed)) for prompt in self._prompts)
+        return any(told) if self._reader is None else any(weight >= _LEAST_WEIGHT for weight in told)
 
     async def called(self, parts: Sequence[CallPart]) -> list[Sight]:
         """Nothing: the channels say it."""

@@ -96,6 +96,11 @@ class ToolCallWatcher:
         call = self._call_of(channel)
         return end if call is None or call.judged else 0
 
+    def clears(self, channel: str, spelled: Sequence[str]) -> bool:
+        """Where no call has begun: it is told of those, not of texts."""
+        del channel, spelled
+        return not self._calls
+
     async def called(self, parts: Sequence[CallPart]) -> list[Sight]:
         """Take parts; a call that is whole is judged at once."""
         found: list[Sight] = []

@@ -15,6 +15,7 @@ import msgspec
 from service.errors import GuardFailed, UnavailableError
 from service.firewall.asked import Asked, CallPart
 from service.firewall.channel import REDACTED
+from service.firewall.ngrams import ascii_words
 from service.firewall.stream import ReplyJudge
 from service.firewall.verdict import Action, Category, Finding, Verdict, decide, is_new_kind
 
@@ -51,6 +52,11 @@ class Watcher(Protocol):
 
     def held(self, channel: str, end: int) -> int:
         """The first character of the channel, whose text ends at `end`, that must wait; `end` where none must."""
+
+    def clears(self, channel: str, spelled: Sequence[str]) -> bool:
+        """Whether a channel whose whole text has these folded words (`ngrams.ascii_words`) surely holds nothing for it
+        to see, so that it need not be told of the text at all. Quick; False wherever that takes longer to say.
+        """
 
     async def called(self, parts: Sequence[CallPart]) -> list[Sight]:
         """Parts of tool calls, told before the texts of their channels."""
@@ -95,11 +101,15 @@ class WatchedJudge:
         """The next text of a channel, and whether the channel ends with it."""
         if self.blocked or not text:
             return
+        is_whole = last and channel not in self._ends
         self._ends[channel] = self._ends.get(channel, 0) + len(text)
         await self._judge.feed(channel, text, last=last)
-        await self._each(lambda watcher: watcher.feed(channel, text))
+        watchers = self._watchers
+        if is_whole and (spelled := ascii_words(text)) is not None:
+            watchers = [watcher for watcher in watchers if not watcher.clears(channel, spelled)]
+        await self._each(lambda watcher: watcher.feed(channel, text), watchers)
         if last:
-            await self._each(lambda watcher: watcher.end(channel))
+            await self._each(lambda watcher: watcher.end(channel), watchers)
 
     async def end(self, channel: str) -> None:
         """The channel gets no more text."""
@@ -157,8 +167,10 @@ class WatchedJudge:
         verdict = self._judge.verdict
         return decide([*verdict.findings, *self._findings], dict.fromkeys((*verdict.unjudged, *self._unjudged)))
 
-    async def _each(self, ask: Callable[[Watcher], Awaitable[list[Sight]]]) -> None:
-        for watcher in self._watchers:
+    async def _each(
+        self, ask: Callable[[Watcher], Awaitable[list[Sight]]], watchers: Sequence[Watcher] | None = None
+    ) -> None:
+        for watcher in self._watchers if watchers is None else watchers:
             if self.blocked:
                 return
             try:

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from service.firewall.asked import CallPart
+from service.firewall.asked import Asked, CallPart
 from service.firewall.leakage import LeakageGuard
+from service.firewall.piecemeal import ToldBefore
 from service.firewall.protected import ProtectedTexts
+from service.firewall.retelling import RetellingGuard
 from service.firewall.verdict import Action
 from service.firewall.watched import Sight, WatchedJudge
-from service.settings import Leakage
+from service.settings import Leakage, Piecemeal
+from training.leak import read
 
 CHANNEL = "choices/0/content"
 
@@ -25,6 +28,9 @@ class Script:
 
     def held(self, channel: str, end: int) -> int:
         return end
+
+    def clears(self, channel: str, spelled: Sequence[str]) -> bool:
+        return False
 
     async def called(self, parts: Sequence[CallPart]) -> list[Sight]:
         return []
@@ -66,3 +72,24 @@ async def test_what_overlaps_is_taken_out_once() -> None:
     )
     assert judge.render(CHANNEL, 0, 7) == "01[redacted]"
     assert judge.render(CHANNEL, 7, 15) + judge.render(CHANNEL, 15, 30) == "901[redacted]9"
+
+
+async def test_a_whole_reply_gets_the_verdict_that_it_gets_in_pieces() -> None:
+    settings = Leakage(stream="exact")
+    found = []
+    for told in read()[:12]:
+        for reply in (*told.leaks, *told.benign):
+            verdicts = []
+            for cut in (len(reply.text), len(reply.text) // 2):
+                watches = [RetellingGuard(settings).watch, ToldBefore(Piecemeal(share=0.02)).watch]
+                guard = LeakageGuard(settings, ProtectedTexts(), None, None, digest=str, watches=watches)
+                judge = await guard.open("t", [told.prompt], [getattr(reply, "user", "")], Asked(caller="a"))
+                await judge.feed(CHANNEL, reply.text[:cut], last=cut == len(reply.text))
+                await judge.feed(CHANNEL, reply.text[cut:], last=True)
+                await judge.finish()
+                kinds = {(one.guard, one.category, one.detail) for one in judge.verdict.findings}
+                # One that blocks ends the judging, and what it had not come to is not seen.
+                verdicts.append("block" if judge.blocked else kinds)
+            assert verdicts[0] == verdicts[1]
+            found.append(bool(verdicts[0]))
+    assert any(found) and not all(found)
