@@ -35,6 +35,12 @@ ORDINARY_GOALS = 0.4
 # Share of attacks that put their goal behind a plain override, by category.
 PLAIN_OVERRIDES = {"injection": 0.45, "extraction": 0.25, "jailbreak": 0.08}
 
+# Share of injections in tool results and documents that are an order and nothing else.
+BARE_ORDERS = 0.18
+
+# The category of instructions that nobody would take as meant for an assistant that reads them somewhere.
+PEOPLE = "people"
+
 PartName = Literal["goal", "framing", "wrapper", "carrier", "payload", "benign_instruction", "task", "question"]
 
 # What is attacked where: people type jailbreaks and prompt extraction, documents carry orders to the assistant.
@@ -58,7 +64,7 @@ class Piece(msgspec.Struct, frozen=True):
 
     `part` is goal, framing (with {goal}), wrapper (with {text}), carrier, payload (ready to insert),
     benign_instruction, task, or question. `category` says for goals, framings and payloads what they attack, and "code"
-    for carriers that are source code and the payloads made for them.
+    for carriers that are source code and the payloads made for them, PEOPLE for instructions that are plainly theirs.
     """
 
     id: str
@@ -219,7 +225,9 @@ class Grammar:
         goal = self._one("goal", category, language)
         while goal.source != "parts" and rng.random() < 0.7:
             goal = self._one("goal", category, language)
-        if rng.random() < (0.12 if category == "extraction" else 0.06 if carrier and category == "injection" else 0.0):
+        if rng.random() < (
+            0.12 if category == "extraction" else BARE_ORDERS if carrier and category == "injection" else 0
+        ):
             return Injected(sentence(goal.text), LABEL_ID[category], made_of=_sources(goal))
         if category == "injection" and rng.random() < ORDINARY_GOALS:
             # What makes an injection is that it takes the assistant over, not that its errand is wicked.
@@ -241,23 +249,28 @@ class Grammar:
         return msgspec.structs.replace(piece, text=text[:1].lower() + text[1:], source="parts")
 
     def _harmless(self, form: str, attack: Injected, language: str) -> Injected:
-        """Ordinary text for the attack's place, in its language and of about its length."""
+        """Ordinary text for the attack's place, in its language and of about its length.
+
+        Where the text comes from a tool or a document, only instructions that are plainly for people are ordinary.
+        """
         rng = self._rng
+        foreign = form not in ("message", "task")
+        spoken_to = PEOPLE if foreign and self._pool["benign_instruction", PEOPLE, language] else ""
         if form == "message" and attack.label == LABEL_ID["jailbreak"] and rng.random() < 0.4:
             # The same wish asked plainly is no attack: whether to answer is the model's own business.
             return Injected(sentence(self._one("goal", "jailbreak", language).text), BENIGN)
-        if form != "task" and rng.random() < 0.2:
+        if form != "task" and rng.random() < (0.4 if foreign else 0.2):
             # A stray passage out of another text: what does not belong is not an attack for that.
             return Injected(self._passage(language, len(attack.text)), BENIGN)
         if language == "en" and rng.random() < 0.12:
             return Injected(
-                overrides.harmless(sentence(self._one("benign_instruction", "", language).text), rng), BENIGN
+                overrides.harmless(sentence(self._one("benign_instruction", spoken_to, language).text), rng), BENIGN
             )
         question = form in ("message", "task") and rng.random() < 0.45 and self._pool["question", "", language]
         part = "question" if question else "benign_instruction"
-        texts = [sentence(self._one(part, "", language).text)]
+        texts = [sentence(self._one(part, "" if question else spoken_to, language).text)]
         while part == "benign_instruction" and len(" ".join(texts)) < 0.7 * len(attack.text) and len(texts) < 6:
-            text = sentence(self._one(part, "", language).text)
+            text = sentence(self._one(part, spoken_to, language).text)
             if text not in texts:
                 texts.append(text)
             elif rng.random() < 0.2:
