@@ -164,7 +164,7 @@ def _overhead(figures: dict[str, Any]) -> list[str]:
         f"The gateway without scoring adds **{number(goal['added_p50_ms'])} ms** at p50; the goal is at most "
         f"{goal['ms']:g} ms: {'met' if goal['met'] else 'missed'}.",
         "Upstream, gateway and client share the machine. *Added* and *ratio* compare medians with going straight to "
-        "the upstream; the ways took turns request by request. Every request leaves a durable audit row.",
+        "the upstream; each gateway took turns with it, request by request. Every request leaves a durable audit row.",
     ]
     for title, key in (("one client, whole answers", "answers"), ("one client, streams", "streams")):
         found = figures[key]

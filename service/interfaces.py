@@ -360,6 +360,9 @@ class ReplyJudge(Protocol):
     async def whole(self, channel: str, text: str) -> str:
         """Judge a text that is complete in itself; what may be sent of it, nothing once `blocked`."""
 
+    def clears(self, texts: Sequence[str]) -> bool:
+        """Whether texts that are complete in themselves surely hold nothing, so that `whole` would give them back."""
+
     def cleared(self, channel: str) -> int:
         """Characters of that channel, from its start, that may leave now."""
 

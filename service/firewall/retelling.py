@@ -16,7 +16,7 @@ import hashlib
 import math
 import re
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Mapping, Sequence, Set
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence, Set
 from functools import cached_property
 
 import msgspec
@@ -121,8 +121,7 @@ def said_in(passage: str) -> Said:
     """Read a passage."""
     spelled = [token.word for token in words(passage)]
     confessions = min(sum(1 for _ in _CONFESSES.finditer(passage)), _MAX_CONFESSIONS)
-    stems = frozenset(map(_stem, spelled))
-    return Said(stems, sum(map(_weight, spelled)), confessions, _REFUSES.search(passage) is not None)
+    return Said(_stems(spelled), sum(map(_weight, spelled)), confessions, _REFUSES.search(passage) is not None)
 
 
 def signals(prompt: Mapping[str, float], typed: Mapping[str, float], passage: str) -> Signals:
@@ -132,6 +131,10 @@ def signals(prompt: Mapping[str, float], typed: Mapping[str, float], passage: st
 
 def _stem(word: str) -> str:
     return word if word.isdecimal() or len(word) <= _STEM else word[:_STEM]
+
+
+def _stems(spelled: Iterable[str]) -> frozenset[str]:
+    return frozenset([word if len(word) <= _STEM or word.isdecimal() else word[:_STEM] for word in spelled])
 
 
 def _weight(word: str) -> float:
@@ -225,7 +228,7 @@ class RetellingWatcher:
         """Whether its words tell nothing, or too little, of any prompt that the user did not say."""
         if "#" in channel:
             return True
-        stems = set(map(_stem, spelled))
+        stems = _stems(spelled)
         if not self._says(stems, frozenset()):
             return True
         is_long = sum(map(len, self._user_texts)) > _INLINE_CHARS

@@ -179,6 +179,8 @@ class ReplyJudge:
             return text
         if self._protection.clears(text, by_meaning=self._by_sentence) and not self._suspects(text):
             return text
+        if self.clears((text,)):
+            return text
         state = self._open(channel)
         await self._read(state, text, last=True)
         if not self._blocked:
@@ -187,6 +189,10 @@ class ReplyJudge:
             except Exception as error:
                 self._failed(state, error)
         return "" if self._blocked else "".join(state.pieces(0, state.end))
+
+    def clears(self, texts: Sequence[str]) -> bool:
+        """Whether texts that are complete in themselves surely hold nothing, all looked at as one. In doubt False."""
+        return not self._blocked and not self._by_sentence and self._clean("\n".join(texts))
 
     async def finish(self) -> None:
         """The reply has ended: judge what was held, then clear it. Raises as `feed` does."""

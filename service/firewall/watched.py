@@ -129,6 +129,10 @@ class WatchedJudge:
         sent = await self._judge.whole(channel, text)
         return "" if self._blocked else sent
 
+    def clears(self, texts: Sequence[str]) -> bool:
+        """Whether texts that are complete in themselves surely hold nothing, so that `whole` would give them back."""
+        return not self._blocked and self._judge.clears(texts)
+
     def cleared(self, channel: str) -> int:
         """Characters of the channel, from its start, that may leave now; stands still once `blocked`."""
         if self._blocked:

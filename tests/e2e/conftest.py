@@ -120,6 +120,9 @@ class Judge:
     async def finish(self) -> None:
         self.finished = True
 
+    def clears(self, texts: Sequence[str]) -> bool:
+        return False
+
     async def whole(self, channel: str, text: str) -> str:
         self.text[channel] = text
         self.blocked |= self.action == "block" and SECRET in text

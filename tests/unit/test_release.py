@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 
@@ -16,11 +16,11 @@ SECRET = "hunter2-correct-horse"
 
 
 class Judge:
-    """Clears what `clears` says of a channel's text so far; redacts the secret if asked to."""
+    """Clears what `flows` says of a channel's text so far; redacts the secret if asked to."""
 
-    def __init__(self, clears: Callable[[str], int]) -> None:
+    def __init__(self, flows: Callable[[str], int]) -> None:
         self.verdict = Verdict()
-        self.clears = clears
+        self.flows = flows
         self.texts: dict[str, str] = {}
         self.fed: list[int] = []
         self.finished = self.blocked = False
@@ -36,12 +36,15 @@ class Judge:
     async def finish(self) -> None:
         self.finished = True
 
+    def clears(self, texts: Sequence[str]) -> bool:
+        return False
+
     async def whole(self, channel: str, text: str) -> str:
         return text
 
     def cleared(self, channel: str) -> int:
         text = self.texts[channel]
-        return len(text) if self.finished else self.clears(text)
+        return len(text) if self.finished else self.flows(text)
 
 
 def held_back(text: str) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 from service.firewall.asked import Asked, CallPart
 from service.firewall.leakage import LeakageGuard
 from service.firewall.piecemeal import ToldBefore
-from service.firewall.protected import ProtectedTexts
+from service.firewall.protected import ProtectedText, ProtectedTexts
 from service.firewall.retelling import RetellingGuard
 from service.firewall.verdict import Action
 from service.firewall.watched import Sight, WatchedJudge
@@ -93,3 +93,17 @@ async def test_a_whole_reply_gets_the_verdict_that_it_gets_in_pieces() -> None:
             assert verdicts[0] == verdicts[1]
             found.append(bool(verdicts[0]))
     assert any(found) and not all(found)
+
+
+async def test_a_reply_whose_ids_hold_a_secret_is_not_cleared_at_a_glance() -> None:
+    protected = ProtectedTexts([ProtectedText("vault", "secret", "", "hunter2-correct-horse")])
+    judge = WatchedJudge(
+        await LeakageGuard(Leakage(stream="exact"), protected, None, None, digest=str).open("t", (), ()),
+        (),
+        str,
+        fails_closed=True,
+    )
+    assert judge.clears(["chatcmpl-1", "gpt-4o", "sandbox: rules, not a model"])
+    assert not judge.clears(["chatcmpl-1", "HUNTER2 correct_horse", "gpt-4o"])
+    assert not judge.clears(["gpt-4o", "see https://collect.example/?q=1"])
+    assert await judge.whole("id", "hunter2-correct-horse") == "" and not judge.clears(["gpt-4o"])
