@@ -23,6 +23,8 @@ _MIN_STRETCH = 20
 # stretch's own beginning, none.
 _MIN_LETTERS = 3
 _LAST_LETTERS = re.compile(rb"[A-Za-z]+\Z")
+# Five words, or five ideographs, in a row: what decodes to less tells nothing.
+_READABLE = re.compile("[^\ufffd]{9}|[^\x00-\x7f\ufffd]{5}")
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f]")
 
 
@@ -94,7 +96,10 @@ def may_hold(text: str, prints: Sequence[Fingerprint], least: int) -> bool:
             digits = code.noise.sub("", match.group())
             for lead in range(code.group):
                 raw = code.decode(digits[lead : len(digits) - (len(digits) - lead) % code.group])
-                found = words(_plain(raw.decode("utf-8", "replace")))
+                decoded = raw.decode("utf-8", "replace")
+                if not _READABLE.search(decoded):
+                    continue
+                found = words(_plain(decoded))
                 if any(sum(token.word in p.singles for token in found) >= least for p in prints):
                     return True
     return False

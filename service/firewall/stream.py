@@ -38,6 +38,8 @@ _DATA = re.compile(r"[A-Za-z0-9+/=]{200,}")
 _STRIDE = 8_192
 # Longer user texts are folded in a thread, so that the event loop goes on.
 _INLINE_CHARS = 4_000
+# Nothing that a disguise is spelled with, so that texts side by side do not make one.
+_BETWEEN = "\n|\n"
 _MAY_BE_ADDRESS = re.compile(r"[:/\\][/\\]|www\.|[^\x00-\x7f]", re.IGNORECASE)
 
 
@@ -192,7 +194,7 @@ class ReplyJudge:
 
     def clears(self, texts: Sequence[str]) -> bool:
         """Whether texts that are complete in themselves surely hold nothing, all looked at as one. In doubt False."""
-        return not self._blocked and not self._by_sentence and self._clean("\n".join(texts))
+        return not self._blocked and not self._by_sentence and self._clean(_BETWEEN.join(texts))
 
     async def finish(self) -> None:
         """The reply has ended: judge what was held, then clear it. Raises as `feed` does."""
