@@ -445,6 +445,10 @@ async def test_an_envoy_that_would_let_something_go_by_unseen_is_refused(
 ) -> None:
     config = configuration(processor.port, world.upstream.port)
     config = config.replace(f"{mode}: FULL_DUPLEX_STREAMED", f"{mode}: {instead}")
+    # In these modes Envoy waits for 200 ms only, which a busy machine may need.
+    config = config.replace(
+        "failure_mode_allow: false", "failure_mode_allow: false\n                      message_timeout: 30s"
+    )
     with envoy_server(tmp_path, config) as url:
         sent = {"model": "up-whole", "messages": [{"role": "user", "content": "hello"}]}
         async with aiohttp.ClientSession() as session, session.post(f"{url}/v1/chat/completions", json=sent) as answer:
