@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from time import monotonic
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from litestar import Litestar, Request, Response
@@ -20,6 +20,7 @@ from service.api import (
     chat,
     completions,
     embeddings,
+    ext_proc,
     guardrail_litellm,
     guardrail_llm_guard,
     health,
@@ -77,6 +78,9 @@ from service.upstream.line import Line
 from service.upstream.router import Router
 from service.upstream.sandbox import MODELS, Count, Sandbox
 
+if TYPE_CHECKING:
+    from service.api.ext_proc.server import ExtProcServer
+
 _MIN_KEY_CHARS = 16
 
 Hook = Callable[[], Awaitable[None]]
@@ -127,6 +131,11 @@ def assemble(settings: Settings, parts: Parts) -> Litestar:
         "/health/live": health.live(),
         "/health/ready": health.ready(parts.facts, parts.checks, parts.providers),
     }
+    start, stop = list(parts.start), list(parts.stop)
+    if settings.envoy.port is not None:
+        processor = _ext_proc(settings, gateway)
+        start.append(processor.start)
+        stop.insert(0, processor.stop)
     if settings.telemetry.metrics:
         routes["/metrics"] = health.metrics(parts.exposition, check=check)
     return Litestar(
@@ -137,12 +146,20 @@ def assemble(settings: Settings, parts: Parts) -> Litestar:
         openapi_config=None,  # its pages load scripts from a CDN
         before_send=[_sign],
         exception_handlers={HTTPException: _refused, Exception: _refused},
-        on_startup=list(parts.start),
-        on_shutdown=list(parts.stop),
+        on_startup=start,
+        on_shutdown=stop,
         logging_config=None,
         state=State({"facts": dict(parts.facts)}),
         debug=False,
     )
+
+
+def _ext_proc(settings: Settings, gateway: Gateway) -> ExtProcServer:
+    """What answers Envoy. Imported here: gRPC comes with an extra. Raises ConfigError where it is not installed."""
+    ext_proc.require()
+    from service.api.ext_proc.server import ExtProcServer
+
+    return ExtProcServer(gateway, settings.envoy, settings.server, shared=settings.server.workers > 1)
 
 
 async def _sign(message: Any, scope: Any) -> None:

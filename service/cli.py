@@ -106,6 +106,7 @@ def _check_config(options: argparse.Namespace) -> int:
     _check_parts(settings)
     lines = [
         f"listens on  {settings.server.host}:{settings.server.port}, auth {settings.auth.mode}",
+        *([f"for Envoy   {settings.envoy.host}:{settings.envoy.port}"] if settings.envoy.port is not None else []),
         *(f"provider    {p.name} ({p.kind}): {', '.join(p.models) or 'by routes only'}" for p in settings.providers),
         *(
             f"route       {r.model}: {', '.join(' as '.join(filter(None, (t.provider, t.model))) for t in r.targets)}"
@@ -132,10 +133,13 @@ def _shown_storage(settings: Settings) -> str:
 
 def _check_parts(settings: Settings) -> None:
     """What only the parts themselves know to be wrong. Nothing is made or written. Raises ConfigError."""
+    from service.api import ext_proc
     from service.firewall.registration import registered
     from service.records.place import database_place
     from service.tenancy import keys, quota
 
+    if settings.envoy.port is not None:
+        ext_proc.require()
     database_place(settings)
     quota.check(settings)
     if os.environ.get(keys.SECRET_VARIABLE) or (settings.folder / "secret.key").exists():

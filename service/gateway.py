@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from copy import copy
 from time import perf_counter
 from typing import Any
 
@@ -97,6 +98,15 @@ class Gateway:
         self.overlap = overlap
         self.translations = translations or {}
         self.canary = canary
+
+    def towards(self, providers: Router) -> Gateway:
+        """The same gateway, but others are asked, and nobody before the verdict: who asks them may not be able to take
+        a call back.
+        """
+        other = copy(self)
+        other.providers = providers
+        other.overlap = False
+        return other
 
     async def serve(self, exchange: Exchange) -> None:
         """Answer one call; stop all work for it as soon as its caller leaves."""

@@ -53,6 +53,16 @@ class Auth(_Strict, frozen=True, kw_only=True):
     mode: Literal["open", "keys"] = "open"
 
 
+class Envoy(_Strict, frozen=True, kw_only=True):
+    """Where Envoy's external processing (gRPC) is answered; without `port` it is not. `key_header` is where its callers
+    put a key of this firewall, since `authorization` is the provider's.
+    """
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Meta(ge=0, le=65535)] | None = None
+    key_header: Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")] = "x-firewall-key"
+
+
 class Provider(_Strict, frozen=True, kw_only=True):
     """One LLM provider. `timeout_s` is its longest silence, the first byte included. `stream_usage`: streams of chat
     completions are asked for their usage, whether the caller does or not. `concurrency` calls of this process may be
@@ -286,6 +296,7 @@ class Settings(_Strict, frozen=True, kw_only=True):
 
     server: Server = Server()
     auth: Auth = Auth()
+    envoy: Envoy = Envoy()
     providers: tuple[Provider, ...] = (Provider(name="sandbox", kind="sandbox", models=("sandbox-*",)),)
     routes: tuple[Route, ...] = ()
     detection: Detection = Detection()
@@ -351,6 +362,8 @@ def check(settings: Settings) -> None:
     """Refuse settings that contradict each other or name what does not exist. Raises ConfigError with the key."""
     if settings.auth.mode == "open" and settings.server.host not in LOOPBACK:
         raise ConfigError('auth.mode: "open" is only for loopback; set mode = "keys" or server.host = "127.0.0.1"')
+    if settings.auth.mode == "open" and settings.envoy.port is not None and settings.envoy.host not in LOOPBACK:
+        raise ConfigError('auth.mode: "open" is only for loopback; set mode = "keys" or envoy.host = "127.0.0.1"')
     if settings.detection.block_fpr > settings.detection.flag_fpr:
         raise ConfigError("detection.block_fpr: must not be above detection.flag_fpr")
     if settings.reply_injection.enabled and not settings.detection.enabled:

@@ -81,6 +81,18 @@ def check_origin(headers: Mapping[str, str]) -> None:
         raise Forbidden("In open mode no web page may call this service.")
 
 
+def check_media(headers: Mapping[str, str]) -> None:
+    """Raises UnsupportedMedia unless the body is said to be JSON in UTF-8 as it stands."""
+    if headers.get("content-encoding", "identity").lower() != "identity":
+        raise UnsupportedMedia("Send the body without content encoding.")
+    media, _, parameters = headers.get("content-type", "").partition(";")
+    if media.strip().lower() != "application/json":
+        raise UnsupportedMedia("The content type must be application/json.")
+    charset = parameters.strip().lower().removeprefix("charset=").strip('"')
+    if charset not in {"", "utf-8", "utf8"}:
+        raise UnsupportedMedia("The body must be UTF-8.")
+
+
 def _is_loopback(authority: str) -> bool:
     match = _AUTHORITY.fullmatch(authority)
     return match is not None and match.group(1).strip("[]").lower() in LOOPBACK
@@ -147,15 +159,7 @@ class HttpExchange:
 
     def check_media(self) -> None:
         """Raises UnsupportedMedia unless the body is said to be JSON in UTF-8 as it stands."""
-        headers = self._headers
-        if headers.get("content-encoding", "identity").lower() != "identity":
-            raise UnsupportedMedia("Send the body without content encoding.")
-        media, _, parameters = headers.get("content-type", "").partition(";")
-        if media.strip().lower() != "application/json":
-            raise UnsupportedMedia("The content type must be application/json.")
-        charset = parameters.strip().lower().removeprefix("charset=").strip('"')
-        if charset not in {"", "utf-8", "utf8"}:
-            raise UnsupportedMedia("The body must be UTF-8.")
+        check_media(self._headers)
 
     async def body(self) -> bytes:
         """The body, read under its cap and in its time. Raises PayloadTooLarge, RequestTimeout, CallerLeft."""
@@ -213,6 +217,17 @@ class HttpExchange:
             raise CallerLeft from None
 
 
+def reader(parse: Callable[[bytes, Server], Call], server: Server) -> Callable[[bytes], Awaitable[Call]]:
+    """Reads bodies of one protocol, long ones in a thread."""
+
+    async def read(body: bytes) -> Call:
+        if len(body) <= strict_json.INLINE_BYTES:
+            return parse(body, server)
+        return await asyncio.to_thread(parse, body, server)
+
+    return read
+
+
 def endpoint(
     wire: Wire,
     parse: Callable[[bytes, Server], Call],
@@ -221,12 +236,8 @@ def endpoint(
     *,
     open_mode: bool,
 ) -> Handler:
-    """A handler for calls of one protocol: `parse` reads a body (a long one in a thread), `serve` answers."""
-
-    async def read(body: bytes) -> Call:
-        if len(body) <= strict_json.INLINE_BYTES:
-            return parse(body, server)
-        return await asyncio.to_thread(parse, body, server)
+    """A handler for calls of one protocol: `parse` reads a body, `serve` answers."""
+    read = reader(parse, server)
 
     async def handle(scope: Any, receive: Any, send: Any) -> None:
         exchange = HttpExchange(scope, receive, send, wire=wire, read=read, server=server, open_mode=open_mode)

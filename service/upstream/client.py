@@ -22,7 +22,7 @@ _RETRIED = frozenset({502, 503, 504})
 _RETRY_PAUSE_S = 0.1
 _ANTHROPIC_VERSION = "2023-06-01"  # the API refuses calls that name none
 # Not the rest of `openai-*` and `anthropic-*`: it names the operator's organisation and what is left of its limits.
-_PASSED = frozenset(
+PASSED_HEADERS = frozenset(
     {"request-id", "retry-after", "retry-after-ms", "x-request-id", "x-should-retry"}
     | {"openai-model", "openai-processing-ms", "openai-version"}
 )
@@ -62,7 +62,7 @@ class HttpReply:
         self.status = response.status
         self.content_type = response.content_type
         self.headers = tuple(
-            (name.lower(), value) for name, value in response.headers.items() if name.lower() in _PASSED
+            (name.lower(), value) for name, value in response.headers.items() if name.lower() in PASSED_HEADERS
         )
 
     async def chunks(self) -> AsyncIterator[bytes]:

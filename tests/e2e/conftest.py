@@ -13,13 +13,14 @@ from typing import Any
 import aiohttp
 import pytest
 
+from service.api.ext_proc.server import ExtProcServer
 from service.app import Parts, assemble, lines_of
 from service.errors import StorageFailed, Unauthenticated
 from service.firewall.prompt import Prompt
 from service.firewall.verdict import Finding, Verdict, decide
 from service.gateway import Gateway
 from service.records.audit import AuditRow
-from service.settings import Auth, Provider, Server, Settings
+from service.settings import Auth, Envoy, Provider, Server, Settings
 from service.tenancy.issued import IssuedIds
 from service.upstream.client import HttpProvider, SharedSession
 from service.upstream.router import Router
@@ -368,6 +369,21 @@ def world() -> Iterator[World]:
     with running(assemble(settings, parts)) as url:
         made.url = url
         yield made
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join(5)
+
+
+@pytest.fixture
+def processor(world: World) -> Iterator[ExtProcServer]:
+    """What answers an Envoy, over the world's gateway, in an event loop of its own."""
+    loop = asyncio.new_event_loop()
+    server = Server(max_body_bytes=200_000, max_messages=100, caller_timeout_s=2.0)
+    made = ExtProcServer(world.gateway, Envoy(port=0), server, shared=False)
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+    asyncio.run_coroutine_threadsafe(made.start(), loop).result(5)
+    yield made
+    asyncio.run_coroutine_threadsafe(made.stop(0), loop).result(5)
     loop.call_soon_threadsafe(loop.stop)
     thread.join(5)
 
