@@ -340,7 +340,8 @@ def _watches(settings: Settings, model: _Model | None) -> list[ReplyWatch]:
     ]
     if settings.reply_injection.enabled and model is not None and model.guard is not None:
         fpr = settings.reply_injection.fpr
-        threshold = threshold_of(model.artifact.manifest, "tool", fpr, "reply_injection.fpr")
+        # A reply speaks to the user, and is scored as the user's words are.
+        threshold = threshold_of(model.artifact.manifest, "user", fpr, "reply_injection.fpr")
         buffers = settings.leakage.stream == "buffer"
         guard = ReplyInjectionGuard(settings.reply_injection, model.guard.score, threshold, buffers=buffers)
         watches.append(guard.watch)

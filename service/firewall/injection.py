@@ -252,7 +252,7 @@ def attack_finding(
     segment: Segment, score: TextScore, policy: RolePolicy, digest: Digest, *, joined: bool = False
 ) -> Finding | None:
     """What policy makes of a score; None below the flagging threshold or where the category is allowed."""
-    action: Action = policy.action(score.score, score.category)
+    action: Action = policy.action(score.score, score.category, foreign=segment.foreign)
     if action == "allow":
         return None
     detail = score.view + (" joined" if joined else "")

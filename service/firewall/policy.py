@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from service.errors import ConfigError
-from service.firewall.prompt import ROLES, Role
+from service.firewall.prompt import FOREIGN, ROLES, Role
 from service.firewall.verdict import Action, Category
 from service.scoring.artifact import Manifest, Threshold
 from service.settings import Actions, Detection
@@ -14,18 +14,24 @@ POOLED = "pooled"
 
 
 class RolePolicy(msgspec.Struct, frozen=True):
-    """For one role: scores in [0, 1] from which a text is flagged and from which `actions` decide."""
+    """For one role: scores in [0, 1] from which a text is flagged and from which `actions` decide.
+
+    `own` are the two thresholds for text of this role that is not foreign (`Segment.foreign`), such as a tool's
+    definition: it is scored as the caller's words are, so it is held to their thresholds.
+    """
 
     flag_threshold: float
     block_threshold: float
     actions: Actions
+    own: tuple[float, float] | None = None
 
-    def action(self, score: float, category: str) -> Action:
+    def action(self, score: float, category: str, *, foreign: bool = True) -> Action:
         """The action for a text. A category that the policy allows is not flagged either."""
         effect: Action = getattr(self.actions, category, "block")
-        if score >= self.block_threshold:
+        flag, block = self.own if self.own is not None and not foreign else (self.flag_threshold, self.block_threshold)
+        if score >= block:
             return effect
-        if score >= self.flag_threshold and effect != "allow":
+        if score >= flag and effect != "allow":
             return "flag"
         return "allow"
 
@@ -42,6 +48,9 @@ def role_policies(detection: Detection, manifest: Manifest) -> dict[Role, RolePo
         block = threshold_of(manifest, role, detection.block_fpr, "detection.block_fpr")
         actions = getattr(detection.roles, role) or detection.actions
         policies[role] = RolePolicy(flag, max(flag, block), actions)
+    user = policies["user"]
+    for role in FOREIGN & manifest.origins.keys():
+        policies[role] = msgspec.structs.replace(policies[role], own=(user.flag_threshold, user.block_threshold))
     return policies
 
 

@@ -310,6 +310,19 @@ def test_a_role_with_thresholds_of_its_own_uses_them(tmp_path: Path) -> None:
     assert policies["user"].block_threshold == 0.9
 
 
+def test_what_is_scored_as_the_caller_s_words_is_held_to_their_thresholds(tmp_path: Path) -> None:
+    thresholds = {
+        "pooled": {"0.01": {"threshold": 0.5}, "0.001": {"threshold": 0.9}},
+        "tool": {"0.01": {"threshold": 0.6}, "0.001": {"threshold": 0.7}},
+    }
+    told = tiny_artifact(tmp_path / "told", thresholds=thresholds, origins={"tool": 9, "document": 10})
+    policy = role_policies(Detection(), told.manifest)["tool"]
+    assert policy.action(0.8, "injection") == "block"
+    assert policy.action(0.8, "injection", foreign=False) == policy.action(0.55, "injection", foreign=False) == "flag"
+    untold = tiny_artifact(tmp_path / "untold", thresholds=thresholds)
+    assert role_policies(Detection(), untold.manifest)["tool"].action(0.8, "injection", foreign=False) == "block"
+
+
 def test_scan_gives_every_text_its_result_in_order(artifact: Artifact) -> None:
     encoder = MarkedWordsEncoder(artifact.tokenizer)
     scorer = TextScorer(artifact, AttackIndex(artifact))
