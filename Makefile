@@ -1,6 +1,7 @@
 # make run      start on 127.0.0.1:8080 with the shipped model and the sandbox provider (HOST= PORT= CONFIG=)
 # make install  the virtualenv with what serving needs
 # make test     the whole test suite
+# make litellm  a LiteLLM proxy in an environment of its own, for the tests that ask one (some 750 MB)
 # make check    ruff, mypy strict, the import contract, the tests
 # make train    data to shipped artifact (MIRROR=DIR EXCLUDE=shingles.npy DATA=my.jsonl START=models/… TRAIN_FLAGS=…)
 # make study    what each source and ingredient is worth: many short trainings (RUN= STUDY_FLAGS=…)
@@ -8,6 +9,8 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+LITELLM_VENV ?= .venv-litellm
+LITELLM_VERSION := 1.108.7
 CONFIG ?= firewall.toml
 HOST ?=
 PORT ?=
@@ -26,8 +29,9 @@ SERVING := $(VENV)/.installed-serving
 TESTING := $(VENV)/.installed-test
 TRAINING := $(VENV)/.installed-train
 BENCHING := $(VENV)/.installed-bench
+PROXY := $(LITELLM_VENV)/.installed-$(LITELLM_VERSION)
 
-.PHONY: run install test check train study bench clean
+.PHONY: run install test litellm check train study bench clean
 .DELETE_ON_ERROR:
 
 run: $(SERVING)
@@ -37,6 +41,8 @@ install: $(SERVING)
 
 test: $(TESTING)
 	$(BIN)/python -m pytest $(TEST_FLAGS)
+
+litellm: $(PROXY)
 
 check: $(TESTING)
 	$(BIN)/ruff format --check .
@@ -78,6 +84,12 @@ $(BENCHING): pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable '.[bench,train]'
 	@touch $@ $(SERVING)
 
+# Apart from ours: it pins other versions of what we use. Python compiles what of it is used; all of it takes minutes.
+$(PROXY):
+	$(PYTHON) -m venv --clear $(LITELLM_VENV)
+	$(LITELLM_VENV)/bin/python -m pip install --quiet --no-compile 'litellm[proxy]==$(LITELLM_VERSION)'
+	@touch $@
+
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(LITELLM_VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -64,7 +64,7 @@ from service.scoring.batcher import Batcher
 from service.scoring.encoder import Encoder
 from service.settings import Settings, load
 from service.telemetry.metrics import Metrics
-from service.tenancy.directory import Directory
+from service.tenancy.directory import Directory, report_unknown
 from service.tenancy.issued import IssuedIds
 from service.tenancy.keys import Keys, load_root
 from service.tenancy.quota import Quota, counters_of
@@ -293,6 +293,7 @@ def connect(settings: Settings) -> Parts:
 
     async def start() -> None:
         await store.open()
+        await report_unknown(settings, store)
         await watch.start()
         await counter.warm()
         quota.start()

@@ -103,7 +103,7 @@ def _check_config(options: argparse.Namespace) -> int:
     from service.firewall.registration import false_alarms, registered, warning_of
 
     settings = config.load(options.config)
-    _check_parts(settings)
+    doubts = _check_parts(settings)
     lines = [
         f"listens on  {settings.server.host}:{settings.server.port}, auth {settings.auth.mode}",
         *([f"for Envoy   {settings.envoy.host}:{settings.envoy.port}"] if settings.envoy.port is not None else []),
@@ -118,6 +118,8 @@ def _check_config(options: argparse.Namespace) -> int:
         f"storage     {_shown_storage(settings)}; counters {settings.counters.url}",
     ]
     print("ok", *lines, sep="\n  ")
+    for doubt in doubts:
+        print(f"semantic-firewall: warning: {doubt} in this file; is there in the database?", file=sys.stderr)
     for text in registered(settings):
         if warning := warning_of(false_alarms(text)):
             print(f"semantic-firewall: warning: protected {text.name!r}: {warning}", file=sys.stderr)
@@ -131,12 +133,14 @@ def _shown_storage(settings: Settings) -> str:
     return settings.storage.url if isinstance(place, Path) else str(place)  # without its password
 
 
-def _check_parts(settings: Settings) -> None:
-    """What only the parts themselves know to be wrong. Nothing is made or written. Raises ConfigError."""
+def _check_parts(settings: Settings) -> list[str]:
+    """What only the parts themselves know to be wrong; the answer is what may be. Nothing is made or written. Raises
+    ConfigError.
+    """
     from service.api import ext_proc
     from service.firewall.registration import registered
     from service.records.place import database_place
-    from service.tenancy import keys, quota
+    from service.tenancy import directory, keys, quota
 
     if settings.envoy.port is not None:
         ext_proc.require()
@@ -145,9 +149,7 @@ def _check_parts(settings: Settings) -> None:
     if os.environ.get(keys.SECRET_VARIABLE) or (settings.folder / "secret.key").exists():
         keys.load_root(settings.folder)
     registered(settings)
-    for index, text in enumerate(settings.protected):
-        if text.tenant and text.tenant not in {DEFAULT_TENANT, *(tenant.name for tenant in settings.tenants)}:
-            raise ConfigError(f"protected[{index}].tenant: there is no tenant {text.tenant!r}")
+    return [str(named) for named in directory.check(settings)]
 
 
 def _check_model(settings: Settings) -> str:

@@ -17,6 +17,7 @@ from service.errors import ConfigError
 
 SHIPPED_MODELS = Path(__file__).resolve().parents[1] / "models"
 TENANT_NAME = r"^[a-z0-9][a-z0-9_.]{0,62}$"
+"""Ids of keys are of this form as well."""
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 
 Positive = Annotated[int, Meta(ge=1)]
@@ -209,7 +210,7 @@ class Protected(_Strict, frozen=True, kw_only=True):
 
     name: Annotated[str, Meta(min_length=1)]
     kind: Literal["secret", "prompt"]
-    tenant: str = ""
+    tenant: Annotated[str, Meta(pattern=f"^$|{TENANT_NAME}")] = ""
     value_env: str = ""
     file: str = ""
 
@@ -224,7 +225,7 @@ class Extraction(_Strict, frozen=True, kw_only=True):
     score: Rate = 0.9
     throttle_s: PositiveSeconds = 10.0
     max_callers: Positive = 4_096
-    exempt: tuple[str, ...] = ()
+    exempt: tuple[Annotated[str, Meta(pattern=TENANT_NAME)], ...] = ()
 
 
 class Limits(_Strict, frozen=True, kw_only=True):

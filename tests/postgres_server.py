@@ -15,7 +15,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
+from tests.missing import skip_or_fail
 
 PASSWORD = "p@ss:w/rd?"
 """Of everyone on it: whoever quotes addresses wrongly is found out."""
@@ -30,10 +30,7 @@ def find_programs() -> Path:
     for place in places:
         if (place / "initdb").exists() and (place / "postgres").exists():
             return place
-    missing = "PostgreSQL's server is not installed"
-    if os.environ.get("CI"):
-        pytest.fail(missing)
-    pytest.skip(missing)
+    skip_or_fail("PostgreSQL's server is not installed")
 
 
 class PostgresServer:

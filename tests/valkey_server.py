@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import socket
 import subprocess
@@ -11,7 +10,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
+from tests.missing import skip_or_fail
 
 BINARIES = ("valkey-server", "redis-server")
 
@@ -20,10 +19,7 @@ def find_server() -> str:
     """The program; skips where there is none, and fails under CI, where it must not be forgotten."""
     found = next(filter(None, map(shutil.which, BINARIES)), None)
     if found is None:
-        missing = f"none of {', '.join(BINARIES)} is installed"
-        if os.environ.get("CI"):
-            pytest.fail(missing)
-        pytest.skip(missing)
+        skip_or_fail(f"none of {', '.join(BINARIES)} is installed")
     return found
 
 

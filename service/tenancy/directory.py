@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, Protocol
 
 import msgspec
+import structlog
 
 from service.errors import ConfigError, Conflict, NotFound
 from service.settings import TENANT_NAME, Limits, Settings
@@ -15,6 +16,10 @@ from service.tenancy.tenants import DEFAULT_TENANT
 
 _NAME = re.compile(TENANT_NAME)
 _TRIES = 10
+_KEY_ID = re.compile(r"[0-9a-f]{16}")
+"""As keys are made."""
+
+_log = structlog.get_logger("tenancy")
 
 
 class StoredTenant(Protocol):
@@ -54,6 +59,57 @@ class KnownTenant(msgspec.Struct, frozen=True, kw_only=True):
     limits: Limits
     origin: Literal["configuration", "database"]
     created_at: float | None = None
+
+
+class KeyFinder(Protocol):
+    """Where keys are found. Raises StorageFailed."""
+
+    async def find_key(self, key_id: str) -> object | None:
+        """The key with this id."""
+
+
+class NameStore(TenantStore, KeyFinder, Protocol):
+    """Where names are looked up."""
+
+
+class Named(msgspec.Struct, frozen=True):
+    """A tenant that a key of the configuration (`protected[0].tenant`) is about, and that `[[tenants]]` does not name.
+    `may_be_key`: or the id of a key.
+    """
+
+    where: str
+    name: str
+    may_be_key: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.where}: there is no tenant {self.name!r}"
+
+
+def named_elsewhere(settings: Settings) -> list[Named]:
+    """Whom the configuration is about without naming them in `[[tenants]]`: they are of the database, or misspelled."""
+    known = {DEFAULT_TENANT, *(tenant.name for tenant in settings.tenants)}
+    named = [Named(f"protected[{at}].tenant", text.tenant) for at, text in enumerate(settings.protected) if text.tenant]
+    named += [Named(f"extraction.exempt[{at}]", name, True) for at, name in enumerate(settings.extraction.exempt)]
+    return [each for each in named if each.name not in known]
+
+
+def check(settings: Settings) -> list[Named]:
+    """Those of whom only the database can tell whether they exist; what looks like the id of a key is taken for one.
+
+    Raises ConfigError where nobody can have such a name: in open mode there are no keys, and no tenants but the file's.
+    """
+    named = named_elsewhere(settings)
+    if named and settings.auth.mode == "open":
+        raise ConfigError(str(named[0]))
+    return [each for each in named if not (each.may_be_key and _KEY_ID.fullmatch(each.name))]
+
+
+async def report_unknown(settings: Settings, store: NameStore) -> None:
+    """Log whom the configuration is about though neither it nor the database knows them. They may come to be later."""
+    for each in named_elsewhere(settings):
+        is_key = each.may_be_key and await store.find_key(each.name) is not None
+        if not is_key and await store.find_tenant(each.name) is None:
+            _log.warning("no such tenant", at=each.where, tenant=each.name)
 
 
 class Directory:

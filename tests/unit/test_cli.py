@@ -74,6 +74,8 @@ def test_a_good_configuration_is_ok_and_nothing_is_made(config, tmp_path, capsys
         ('[[protected]]\nname = "p"\nkind = "secret"\nfile = "empty.txt"', "protected[0]"),
         ('[[protected]]\nname = "p"\nkind = "secret"\nfile = "text.txt"\ntenant = "nobody"', "protected[0].tenant"),
         ('[[protected]]\nname = "p"\nkind = "secret"\nfile = "latin.txt"', "protected[0].file"),
+        ('[extraction]\nexempt = ["default", "nobody"]', "extraction.exempt[1]"),
+        ('[extraction]\nexempt = ["0123456789abcdef"]', "extraction.exempt[0]"),
     ],
 )
 def test_a_wrong_key_is_named(config, tmp_path, capsys, text, key):
@@ -81,6 +83,29 @@ def test_a_wrong_key_is_named(config, tmp_path, capsys, text, key):
     (tmp_path / "text.txt").write_text("a secret that is long enough")
     (tmp_path / "latin.txt").write_bytes(b"\xff\xfe\xfa")
     assert key in failed(capsys, "check-config", config(text))
+
+
+ABOUT_TENANTS = """[auth]
+mode = "keys"
+[[tenants]]
+name = "acme"
+[[protected]]
+name = "p"
+kind = "secret"
+file = "text.txt"
+tenant = "TENANT"
+[extraction]
+exempt = ["0123456789abcdef", "TENANT"]
+"""
+
+
+@pytest.mark.parametrize(("tenant", "doubtful"), [("default", False), ("acme", False), ("acne", True)])
+def test_a_tenant_that_may_stand_in_the_database_is_a_warning(config, tmp_path, capsys, tenant, doubtful):
+    (tmp_path / "text.txt").write_text("a secret that is long enough")
+    assert cli.main(["check-config", config(ABOUT_TENANTS.replace("TENANT", tenant))]) == 0
+    warnings = capsys.readouterr().err.splitlines()
+    assert [line.split(": ")[2] for line in warnings] == ["protected[0].tenant", "extraction.exempt[1]"] * doubtful
+    assert all(f"{tenant!r}" in line for line in warnings)
 
 
 def test_a_model_folder_that_is_not_there_is_named(tmp_path, capsys):

@@ -47,6 +47,11 @@ def test_the_repositorys_example_is_accepted():
         ('[[protected]]\nname = "a"\nkind = "secret"', "protected[0]"),
         ('[[protected]]\nname = "a"\nkind = "secret"\nvalue_env = "NOT_SET_ANYWHERE"', "protected[0].value_env"),
         ('[[protected]]\nname = "a"\nkind = "secret"\nfile = "none.txt"', "protected[0].file"),
+        (
+            '[[protected]]\nname = "a"\nkind = "secret"\nfile = "a.txt"\ntenant = "Acme Corp"',
+            "$.protected[0].tenant",
+        ),
+        ('[extraction]\nexempt = ["acme", "sf-0a1b-x"]', "$.extraction.exempt[1]"),
         ('[[providers]]\nname = "a"\nkind = "openai"\nmodels = ["x"]', "providers[0].base_url"),
         ('[[providers]]\nname = "a"\nkind = "sandbox"\nmodels = []', "$.providers[0].models"),
         (
