@@ -125,14 +125,16 @@ def _check_config(options: argparse.Namespace) -> int:
 
 
 def _check_pii(settings: Settings) -> list[str]:
-    from service.firewall.recognisers import Recognisers
+    from service.firewall.recognisers import ENTITIES, Recognisers
 
     pii = settings.pii
     if not pii.enabled:
         return []
     Recognisers(pii.entities, pii.score)
     restored = ", restored" if pii.restore and pii.action == "redact" else ""
-    return [f"pii         {len(pii.entities)} kinds; requests {pii.action}{restored}; replies {pii.replies}"]
+    return [
+        f"pii         {len(pii.entities or ENTITIES)} kinds; requests {pii.action}{restored}; replies {pii.replies}"
+    ]
 
 
 def _shown_storage(settings: Settings) -> str:

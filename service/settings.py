@@ -30,41 +30,6 @@ LeakEffect = Literal["block", "redact", "flag", "allow"]
 ToolGlob = Annotated[str, Meta(min_length=1, max_length=128)]
 Host = Annotated[str, Meta(pattern=r"^(\*\.)?[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*$")]
 
-PII_ENTITIES = (
-    "CREDIT_CARD",
-    "CRYPTO",
-    "EMAIL_ADDRESS",
-    "IBAN_CODE",
-    "IP_ADDRESS",
-    "MEDICAL_LICENSE",
-    "PHONE_NUMBER",
-    "AU_MEDICARE",
-    "AU_TFN",
-    "CA_SIN",
-    "DE_TAX_ID",
-    "DE_SOCIAL_SECURITY",
-    "ES_NIE",
-    "ES_NIF",
-    "FI_PERSONAL_IDENTITY_CODE",
-    "IN_AADHAAR",
-    "IN_PAN",
-    "IT_FISCAL_CODE",
-    "KR_RRN",
-    "PL_PESEL",
-    "SE_PERSONNUMMER",
-    "SG_NRIC_FIN",
-    "TH_TNIN",
-    "TR_NATIONAL_ID",
-    "UK_NHS",
-    "UK_NINO",
-    "US_ITIN",
-    "US_MBI",
-    "US_PASSPORT",
-    "US_SSN",
-    "ZA_ID_NUMBER",
-)
-"""What is looked for unless `[pii] entities` says otherwise, by Presidio's names."""
-
 
 class _Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     pass
@@ -235,14 +200,15 @@ class Pii(_Strict, frozen=True, kw_only=True):
 
     `action` is for requests, in texts of these `roles`; `redact` puts placeholders into the body before it is sent, and
     with `restore` what they stand for is put back into the reply. `replies` is for what the model itself utters.
-    `score` is from which certainty on something is found. Of one request `max_chars` characters are looked at.
+    Without `entities` those are looked for that `firewall.recognisers` names. `score` is from which certainty on
+    something is found. Of one request `max_chars` characters are looked at.
     """
 
     enabled: bool = False
     action: LeakEffect = "redact"
     replies: LeakEffect = "flag"
     restore: bool = True
-    entities: Annotated[tuple[str, ...], Meta(min_length=1)] = PII_ENTITIES
+    entities: tuple[str, ...] = ()
     roles: Annotated[tuple[Literal["user", "tool", "document", "system"], ...], Meta(min_length=1)] = (
         "user",
         "tool",

@@ -30,7 +30,6 @@ _MIN_DIGITS = 9  # of a number that may be somebody's
 _CONVERSATION = frozenset({"messages", "input"})
 """Elsewhere a number is no text of the conversation but a setting, and must remain a number."""
 _BASE64 = re.compile(r"[A-Za-z0-9+/_-]{64,}={0,2}\s*")
-_DATA_URL = re.compile(r"data:[^,]{0,200};base64\s*,", re.IGNORECASE)
 
 
 class PersonalData:
@@ -56,7 +55,7 @@ class PersonalData:
             call = replace(call, body=body, prompt=(await read(body)).prompt)
         if request.attached:
             await asyncio.to_thread(request.look_into_attachments, call.prompt)
-        values = request.placeholders.values if self._settings.restore else {}
+        values = request.placeholders.values if request.edits and self._settings.restore else {}
         return Hidden(call=call, findings=tuple(request.findings), values=values)
 
 
@@ -69,6 +68,7 @@ class _Request:
         self._digest = digest
         self._chars = 0
         self._names: set[str] = set()
+        self._read_as: set[tuple[str, str]] = set()
         self.placeholders = placeholders
         self.document = ""
         self.edits: list[Edit] = []
@@ -79,7 +79,8 @@ class _Request:
         """Find what stands in the body; whether it was not too much. Raises PayloadTooLarge where it must be."""
         self.document = call.body.decode()
         roles = {segment.pointer: segment.role for segment in reversed(call.prompt.segments)}
-        said: dict[str, list[str]] = {}
+        self._read_as = {(segment.pointer, segment.text) for segment in call.prompt.segments}
+        packed: set[str] = set()
         for place in places(self.document, roles):
             if place.role not in self._settings.roles:
                 continue
@@ -91,18 +92,15 @@ class _Request:
                 limit = self._settings.max_chars
                 raise PayloadTooLarge(f"The body holds more than {limit} characters to look for personal data in.")
             text = token if place.is_number else decoded(token)
-            if not place.is_name:
-                said.setdefault(place.pointer, []).append(text)
+            if not place.is_name and self._is_packed(text, place.pointer):
+                packed.add(place.pointer)
+                continue
             found = list(self._in_place(token, text, place, 0))
             for edit in found:
                 self._found(edit.why, place, edit)
             if self._settings.action == "redact":
                 self.edits += self._spliced(token, place, found)
-        # What is not read as it stands: text in base64, or behind a `data:` address.
-        for segment in call.prompt.segments:
-            raw = said.get(segment.pointer, ())
-            if any(_is_packed(text) for text in raw) and segment.text not in raw:
-                self.attached.add(segment.pointer)
+        self.attached = packed & {segment.pointer for segment in call.prompt.segments}
         return True
 
     def look_into_attachments(self, prompt: Prompt) -> None:
@@ -124,7 +122,7 @@ class _Request:
                 for edit in self._plain(token, place.member):
                     if (edit.start, edit.end) == (0, len(token)):
                         yield edit._replace(new=f'"{edit.new}"')
-        elif _is_packed(text):
+        elif depth and self._is_packed(text, ""):
             return
         elif depth < _MAX_NESTED and not place.is_name and _is_json(text):
             for inner in places(text, {}):
@@ -133,6 +131,16 @@ class _Request:
                 yield from self._spliced(part, inner, self._in_place(part, meant, inner, depth + 1))
         else:
             yield from self._plain(text, "" if place.is_name else place.member)
+
+    def _is_packed(self, text: str, pointer: str) -> bool:
+        """Whether a string is bytes in other letters, which a change would break, or is read as something else than it
+        says: the text behind a `data:` address.
+        """
+        is_address = text[:5].lower() == "data:"
+        payload = text.partition(",")[2] if is_address else text
+        return _BASE64.fullmatch(payload) is not None or (
+            is_address and bool(pointer) and (pointer, text) not in self._read_as
+        )
 
     def _plain(self, text: str, member: str) -> Iterator[Edit]:
         for seen in spotted_in(self._recognise, text, f"{member}: " if member else ""):
@@ -159,11 +167,6 @@ class _Request:
     def _keep(self, finding: Finding) -> None:
         if len(self.findings) < _MAX_FINDINGS or is_new_kind(finding, self.findings):
             self.findings.append(finding)
-
-
-def _is_packed(text: str) -> bool:
-    """Whether a string is bytes in other letters: a change would break them."""
-    return _DATA_URL.match(text) is not None or _BASE64.fullmatch(text) is not None
 
 
 def _is_json(text: str) -> bool:

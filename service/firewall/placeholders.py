@@ -29,16 +29,16 @@ class Placeholders:
 
     def of(self, entity: str, value: str) -> str:
         """The placeholder of a value."""
-        known = self._of.get((entity, value))
-        if known is None:
-            letters = self._letters(f"{self._tenant}\0{entity}\0{value}")
-            count = _LETTERS
-            # Two values of one request must not share one, however unlikely that is.
-            while (known := f"<{entity}_{letters[:count]}>") in self.values:
-                count += 1
-            self._of[entity, value] = known
-            self.values[known] = value
-        return known
+        if (entity, value) in self._of:
+            return self._of[entity, value]
+        letters = self._letters(f"{self._tenant}\0{entity}\0{value}")
+        count = _LETTERS
+        # Two values of one request must not share one, however unlikely that is.
+        while (made := f"<{entity}_{letters[:count]}>") in self.values:
+            count += 1
+        self._of[entity, value] = made
+        self.values[made] = value
+        return made
 
     def _letters(self, text: str) -> str:
         number = int(self._digest(text), 16)

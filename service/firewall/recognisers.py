@@ -18,6 +18,40 @@ from typing import Any
 from service.errors import ConfigError, GuardFailed
 from service.firewall.personal import Spotted
 
+ENTITIES = (
+    "CREDIT_CARD",
+    "CRYPTO",
+    "EMAIL_ADDRESS",
+    "IBAN_CODE",
+    "IP_ADDRESS",
+    "MEDICAL_LICENSE",
+    "PHONE_NUMBER",
+    "AU_MEDICARE",
+    "AU_TFN",
+    "CA_SIN",
+    "DE_TAX_ID",
+    "DE_SOCIAL_SECURITY",
+    "ES_NIE",
+    "ES_NIF",
+    "FI_PERSONAL_IDENTITY_CODE",
+    "IN_AADHAAR",
+    "IN_PAN",
+    "IT_FISCAL_CODE",
+    "KR_RRN",
+    "PL_PESEL",
+    "SE_PERSONNUMMER",
+    "SG_NRIC_FIN",
+    "TH_TNIN",
+    "TR_NATIONAL_ID",
+    "UK_NHS",
+    "UK_NINO",
+    "US_ITIN",
+    "US_MBI",
+    "US_PASSPORT",
+    "US_SSN",
+    "ZA_ID_NUMBER",
+)
+"""What is looked for where nothing else is asked for, by Presidio's names."""
 CONTEXT_GAIN = 0.35
 """Presidio's `context_similarity_factor`."""
 BARE_SCORE = 0.45
@@ -29,13 +63,13 @@ _WORD_PARTS = re.compile(r"(?<=[a-z])(?=[A-Z])|[_\W]+")
 
 
 class Recognisers:
-    """The recognisers of some entities. Raises ConfigError for a name that Presidio has no recogniser for."""
+    """The recognisers of some entities, without any of `ENTITIES`. Raises ConfigError for a name that has none."""
 
     def __init__(self, entities: Sequence[str], score: float) -> None:
         self._score = score
         known = available()
         self._all = []
-        for entity in dict.fromkeys(entities):
+        for entity in dict.fromkeys(entities or ENTITIES):
             if entity not in known:
                 raise ConfigError(f"pii.entities: there is no {entity!r}; there are {', '.join(sorted(known))}")
             made = known[entity]()

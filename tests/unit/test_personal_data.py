@@ -64,7 +64,6 @@ async def test_a_datum_is_replaced_in_the_body_and_in_what_is_judged_and_every_o
 async def test_a_body_with_nothing_in_it_is_the_very_same() -> None:
     body = b'{"model":"m", "messages":[{"role":"user","content":"caf\\u00e9 at 10"}]}'
     found = await hidden(body)
-    assert found.call.body is not None
     assert found.call.body == body
     assert not found.findings
     assert not found.values
@@ -131,13 +130,24 @@ async def test_what_is_not_to_be_redacted_is_told_and_the_body_left(action: Any)
     found = await hidden(body, Pii(enabled=True, action=action))
     assert [finding.action for finding in found.findings] == [action]
     assert found.call.body == body
+    assert not found.values
 
 
-async def test_data_in_a_file_that_cannot_be_changed_are_blocked() -> None:
-    packed = base64.b64encode(f"Our customer {ANN} wrote to us in March about her order.".encode()).decode()
-    part = {"type": "file", "file": {"filename": "a.txt", "file_data": f"data:text/plain;base64,{packed}"}}
-    found = await hidden(chat([part]))
+PACKED = base64.b64encode(f"Our customer {ANN} wrote to us in March about her order.".encode()).decode()
+
+
+@pytest.mark.parametrize(
+    "address", [f"data:text/plain;base64,{PACKED}", "data:text/plain,Ask%20ann.lee%40example.com", PACKED]
+)
+async def test_data_in_a_file_that_cannot_be_changed_are_blocked(address: str) -> None:
+    found = await hidden(chat([{"type": "file", "file": {"filename": "a.txt", "file_data": address}}]))
     assert [(f.action, f.detail) for f in found.findings] == [("block", "EMAIL_ADDRESS, in a file")]
+
+
+async def test_a_text_that_only_begins_as_an_address_is_read_as_a_text() -> None:
+    found = await hidden(chat(f"data:text/plain;base64,{ANN}"))
+    assert ANN not in found.call.body.decode()
+    assert [finding.action for finding in found.findings] == ["redact"]
 
 
 async def test_more_text_than_may_be_looked_at_is_refused_or_said_to_be_unjudged() -> None:
