@@ -6,6 +6,7 @@ Needs the extra `pii`; without it these are skipped.
 from __future__ import annotations
 
 import json
+import re
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,33 +30,48 @@ every_way = pytest.mark.parametrize(
 )
 
 
-@pytest.fixture(scope="module")
-def agent() -> Agent:
-    return Agent()
+class Witness(Agent):
+    """Keeps what it was sent, to the byte."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sent: list[str] = []
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            self.sent.append("")
+
+        async def heard() -> Any:
+            message = await receive()
+            if scope["type"] == "http":
+                self.sent[-1] += message.get("body", b"").decode()
+            return message
+
+        await super().__call__(scope, heard, send)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("pii")
+def agent() -> Witness:
+    return Witness()
 
 
-def _serve(folders: Any, tiny_model: Path, agent: Agent, more: str) -> Iterator[str]:
+def _serve(folders: Any, tiny_model: Path, agent: Witness, more: str) -> Iterator[str]:
     with running(agent) as upstream, pytest.MonkeyPatch.context() as patch:
         yield from serve(folders, patch, f'[detection]\nartifact = "{tiny_model}"\n{providers(upstream)}{more}')
 
 
 @pytest.fixture(scope="module")
-def restoring(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, agent: Agent) -> Iterator[str]:
+def restoring(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, agent: Witness) -> Iterator[str]:
     yield from _serve(tmp_path_factory, tiny_model, agent, '[pii]\nenabled = true\nreplies = "redact"\n')
 
 
 @pytest.fixture(scope="module")
-def keeping(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, agent: Agent) -> Iterator[str]:
+def keeping(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, agent: Witness) -> Iterator[str]:
     yield from _serve(tmp_path_factory, tiny_model, agent, "[pii]\nenabled = true\nrestore = false\n")
 
 
 @pytest.fixture(scope="module")
-def blocking(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, agent: Agent) -> Iterator[str]:
+def blocking(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, agent: Witness) -> Iterator[str]:
     more = '[pii]\nenabled = true\naction = "block"\nreplies = "block"\n'
     yield from _serve(tmp_path_factory, tiny_model, agent, more)
 
@@ -99,30 +115,30 @@ def ask(url: str, protocol: str, stream: bool, text: str) -> tuple[str, Any]:
         return reply.content or "", json.loads(reply.tool_calls[0].function.arguments) if reply.tool_calls else None
 
 
-def placeholders(url: str, agent: Agent) -> dict[str, str]:
+def placeholders(url: str, agent: Witness) -> dict[str, str]:
     """Those of `ASKED`, in their order, as the provider was sent them."""
     agent.text = "Good."
     ask(url, "chat", False, ASKED)
-    words = agent.bodies[-1]["messages"][-1]["content"].replace(",", " ").replace(".", " ").split()
-    return dict(zip((MAIL, IBAN, PHONE), [word for word in words if word.startswith("<")], strict=True))
+    found = dict.fromkeys(re.findall(r"<[A-Z_]+_[A-Z]{7,}>", agent.sent[-1]))
+    return dict(zip((MAIL, IBAN, PHONE), found, strict=True))
 
 
 @every_way
 def test_the_provider_never_sees_the_data_and_the_caller_gets_them_back(
-    restoring: str, agent: Agent, protocol: str, stream: bool
+    restoring: str, agent: Witness, protocol: str, stream: bool
 ) -> None:
     known = placeholders(restoring, agent)
     agent.text = f"I wrote to {known[MAIL]} of {known[IBAN]}; <b>not</b> to {known[PHONE]}."
     text, _ = ask(restoring, protocol, stream, ASKED)
     assert text == f"I wrote to {MAIL} of {IBAN}; <b>not</b> to {PHONE}."
-    seen = json.dumps(agent.bodies[-1])
+    seen = agent.sent[-1]
     assert not any(value in seen for value in known)
     assert all(placeholder in seen for placeholder in known.values())
 
 
 @every_way
 def test_arguments_of_calls_get_the_data_back_as_json(
-    restoring: str, agent: Agent, protocol: str, stream: bool
+    restoring: str, agent: Witness, protocol: str, stream: bool
 ) -> None:
     known = placeholders(restoring, agent)
     agent.text, agent.call = "", ("send_email", {"to": known[MAIL], "text": f'"{known[IBAN]}"\n'})
@@ -132,7 +148,7 @@ def test_arguments_of_calls_get_the_data_back_as_json(
 
 @every_way
 def test_data_that_the_model_utters_are_redacted_and_the_callers_own_are_not(
-    restoring: str, agent: Agent, protocol: str, stream: bool
+    restoring: str, agent: Witness, protocol: str, stream: bool
 ) -> None:
     known = placeholders(restoring, agent)
     agent.text = f"Ask {OTHER} or {known[MAIL]}, today."
@@ -140,7 +156,7 @@ def test_data_that_the_model_utters_are_redacted_and_the_callers_own_are_not(
 
 
 @every_way
-def test_without_restoring_the_placeholders_stay(keeping: str, agent: Agent, protocol: str, stream: bool) -> None:
+def test_without_restoring_the_placeholders_stay(keeping: str, agent: Witness, protocol: str, stream: bool) -> None:
     known = placeholders(keeping, agent)
     agent.text = f"I wrote to {known[MAIL]}."
     assert ask(keeping, protocol, stream, ASKED)[0] == f"I wrote to {known[MAIL]}."
@@ -148,20 +164,20 @@ def test_without_restoring_the_placeholders_stay(keeping: str, agent: Agent, pro
 
 @every_way
 def test_with_block_neither_a_request_nor_a_reply_with_data_passes(
-    blocking: str, agent: Agent, protocol: str, stream: bool
+    blocking: str, agent: Witness, protocol: str, stream: bool
 ) -> None:
     errors = (openai.APIError, anthropic.APIError)
-    agent.text, before = "Fine.", len(agent.bodies)
+    agent.text, before = "Fine.", len(agent.sent)
     with pytest.raises(errors, match="pii"):
         ask(blocking, protocol, stream, ASKED)
-    assert len(agent.bodies) == before
+    assert len(agent.sent) == before
     agent.text = f"Ask {OTHER}."
     with pytest.raises(errors, match="pii"):
         ask(blocking, protocol, stream, "Whom do I ask?")
 
 
 def test_the_record_says_what_was_found_and_holds_none_of_it(
-    restoring: str, agent: Agent, tmp_path_factory: pytest.TempPathFactory
+    restoring: str, agent: Witness, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     known = placeholders(restoring, agent)
     agent.text = f"Ask {OTHER} or {known[MAIL]}."

@@ -13,10 +13,10 @@ import pytest
 from service.api.chat import parse_request as parse_chat
 from service.api.messages import parse_request as parse_messages
 from service.api.personal_data import PersonalData
-from service.errors import PayloadTooLarge
+from service.errors import ConfigError, PayloadTooLarge
 from service.firewall.placeholders import Restored
 from service.interfaces import Call, Hidden
-from service.settings import Pii, Server
+from service.settings import Pii, Server, Settings, check
 from tests.plain_recogniser import plain
 
 ANN = "ann.lee@example.com"
@@ -155,6 +155,13 @@ async def test_more_text_than_may_be_looked_at_is_refused_or_said_to_be_unjudged
     with pytest.raises(PayloadTooLarge, match="personal data"):
         await hidden(body, Pii(enabled=True, max_chars=50))
     assert (await hidden(body, Pii(enabled=True, max_chars=50, action="flag"))).unjudged == ("pii",)
+
+
+def test_a_configuration_that_asks_for_it_without_the_extra_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.settings.find_spec", lambda name: None)
+    check(Settings())
+    with pytest.raises(ConfigError, match=r"pii\.enabled: needs the extra"):
+        check(Settings(pii=Pii(enabled=True)))
 
 
 async def test_without_restoring_nothing_is_kept_of_what_was_replaced() -> None:
