@@ -38,14 +38,17 @@ from service.api.chat_reply import ChatWire
 from service.api.messages_as_chat import CountAsChat, MessagesAsChat
 from service.api.messages_reply import CountWire, MessagesWire
 from service.api.messages_to_chat import ChatAsMessages
+from service.api.personal_data import PersonalData
 from service.errors import NotFound, WireError, to_wire
 from service.firewall.canary import Canaries
 from service.firewall.extraction import ExtractionWatch
 from service.firewall.injection import InjectionGuard
 from service.firewall.leakage import Embedder, LeakageGuard
+from service.firewall.personal_watch import PersonalDataWatch
 from service.firewall.piecemeal import ToldBefore
 from service.firewall.policy import threshold_of
 from service.firewall.protected import ProtectedText, ProtectedTexts
+from service.firewall.recognisers import Recognisers
 from service.firewall.registration import registered
 from service.firewall.reply_injection import ReplyInjectionGuard
 from service.firewall.retelling import RetellingGuard
@@ -244,6 +247,7 @@ def connect(settings: Settings) -> Parts:
     model = _Model(settings) if settings.detection.enabled or settings.leakage.stream != "exact" else None
     facts = model.facts if model else {}
     metrics.describe(**facts)
+    recognise = Recognisers(settings.pii.entities, settings.pii.score) if settings.pii.enabled else None
     texts, vault = ProtectedTexts([*registered(settings), *_provider_keys(settings)]), Vault(root)
     watch = Watch(store, vault, texts)
     replies = LeakageGuard(
@@ -253,7 +257,10 @@ def connect(settings: Settings) -> Parts:
         model.artifact if model else None,
         digest=digest,
         deadline_s=settings.detection.deadline_s,
-        watches=_watches(settings, model),
+        watches=[
+            *_watches(settings, model),
+            *([PersonalDataWatch(settings.pii, recognise).watch] if recognise else ()),
+        ],
         canary=settings.canary.action,
     )
     lines = lines_of(settings, providers_of(settings, session, counter.count))
@@ -289,6 +296,7 @@ def connect(settings: Settings) -> Parts:
             CountWire.name: CountAsChat(),
         },
         canary=Canaries(settings.canary, root.digest("canary")).mark,
+        personal=PersonalData(settings.pii, recognise, tag=root.digest("pii"), digest=digest) if recognise else None,
     )
 
     async def start() -> None:

@@ -113,6 +113,7 @@ def _check_config(options: argparse.Namespace) -> int:
             for r in settings.routes
         ),
         _check_model(settings),
+        *_check_pii(settings),
         f"leakage     {settings.leakage.stream}, {settings.leakage.action}; protected texts: {len(settings.protected)}",
         f"tenants     {', '.join([DEFAULT_TENANT, *(t.name for t in settings.tenants)])}",
         f"storage     {_shown_storage(settings)}; counters {settings.counters.url}",
@@ -124,6 +125,19 @@ def _check_config(options: argparse.Namespace) -> int:
         if warning := warning_of(false_alarms(text)):
             print(f"semantic-firewall: warning: protected {text.name!r}: {warning}", file=sys.stderr)
     return 0
+
+
+def _check_pii(settings: Settings) -> list[str]:
+    from service.firewall.recognisers import ENTITIES, Recognisers
+
+    pii = settings.pii
+    if not pii.enabled:
+        return []
+    Recognisers(pii.entities, pii.score)
+    restored = ", restored" if pii.restore and pii.action == "redact" else ""
+    return [
+        f"pii         {len(pii.entities or ENTITIES)} kinds; requests {pii.action}{restored}; replies {pii.replies}"
+    ]
 
 
 def _shown_storage(settings: Settings) -> str:

@@ -29,7 +29,7 @@ from service.firewall.asked import Asked
 from service.firewall.canary import sentence
 from service.firewall.extraction import Ruling
 from service.firewall.prompt import Prompt
-from service.firewall.verdict import Verdict
+from service.firewall.verdict import Verdict, decide
 from service.interfaces import (
     AuditSink,
     Call,
@@ -38,8 +38,10 @@ from service.interfaces import (
     CallWatch,
     Digest,
     Exchange,
+    Hidden,
     IssuedIds,
     Judged,
+    PersonalGuard,
     Piece,
     PromptGuard,
     Reply,
@@ -54,6 +56,7 @@ from service.interfaces import (
 from service.ledger import Ledger, log_unexpected
 from service.records.audit import AuditRow
 from service.release import Release
+from service.restoring import RestoredReply
 from service.tenancy.issued import Origin
 
 CLIENT_LEFT = 499
@@ -67,7 +70,8 @@ _log = structlog.get_logger("gateway")
 class Gateway:
     """Everything a request passes through. `prompts` None turns the input side off; `watch` looks for the extraction of
     models; `overlap` starts the provider's call while the prompt is still judged; `translations` are by the protocol of
-    the caller (`Wire.name`); `canary` gives the mark of a (tenant, request id), empty for none.
+    the caller (`Wire.name`); `canary` gives the mark of a (tenant, request id), empty for none; `personal` keeps
+    personal data from providers.
     """
 
     def __init__(
@@ -85,6 +89,7 @@ class Gateway:
         overlap: bool = False,
         translations: Mapping[str, Translation] | None = None,
         canary: Callable[[str, str], str] = lambda tenant, request_id: "",
+        personal: PersonalGuard | None = None,
     ) -> None:
         self.tenancy = tenancy
         self.prompts = prompts
@@ -98,6 +103,7 @@ class Gateway:
         self.overlap = overlap
         self.translations = translations or {}
         self.canary = canary
+        self.personal = personal
 
     def towards(self, providers: Router) -> Gateway:
         """The same gateway, but others are asked, and nobody before the verdict: who asks them may not be able to take
@@ -140,6 +146,7 @@ class _Request:
         self._answer = Answer(self._ledger, exchange, gateway.issued, gateway.tenancy)
         self._reply: Reply | None = None
         self._canary = ""
+        self._hidden: Hidden | None = None
 
     # -- the frame ---------------------------------------------------------------------------------------------------
 
@@ -199,18 +206,16 @@ class _Request:
         gateway, exchange = self._gateway, self._exchange
         caller = self._ledger.caller = await gateway.tenancy.authenticate(exchange.credential)
         caller.permit_route(exchange.wire.name)
-        call = self._ledger.call = await exchange.receive()
-        if not call.stored:
-            caller.permit_model(call.model, call.unknown_fields)
-        call = self._ledger.call = self._marked(caller, self._pinned(caller, call))
+        asked = self._ledger.call = await exchange.receive()
+        if not asked.stored:
+            caller.permit_model(asked.model, asked.unknown_fields)
+        call = self._ledger.call = self._marked(caller, self._pinned(caller, asked))
         route = await self._route(caller.tenant, call)
         caller.authorise((segment.role, segment.pointer) for segment in call.prompt.segments)
         ruling = self._rule(caller, call)
         if ruling.action == "block":
             await self._answer.refuse(extraction_error(exchange.request_id), "block")
             return
-        if ruling.action == "strip":
-            call = self._ledger.call = replace(call, body=exchange.without_probes(call.body))
         texts = [segment.text for segment in call.prompt.segments]
         if caller.system_prompt and not call.stored:
             texts.append(caller.system_prompt)
@@ -226,6 +231,13 @@ class _Request:
             billed=not (call.stored or call.counted_only),
         )
         self._ledger.reservation = reserved
+        if await self._hide(caller, asked):
+            return
+        if self._hidden is not None:
+            call = self._marked(caller, self._pinned(caller, self._hidden.call))
+        if ruling.action == "strip":
+            call = replace(call, body=exchange.without_probes(call.body))
+        self._ledger.call = call
         early = asyncio.ensure_future(self._forward(route, call)) if gateway.overlap else None
         try:
             verdict = await self._judge_prompt(call.prompt)
@@ -255,10 +267,33 @@ class _Request:
             results=call.results,
             caller=f"{caller.tenant}\0{caller.key_id}\0{call.end_user}",
             canary=self._canary,
+            personal=tuple(self._hidden.values.values()) if self._hidden is not None else (),
         )
         judge = await self._gateway.replies.open(caller.tenant, system_texts, call.user_texts, asked)
         self._ledger.judge = judge
         return judge
+
+    async def _hide(self, caller: Caller, call: Call) -> bool:
+        """Look for personal data, and keep them from the provider; whether the caller was refused for them."""
+        guard = self._gateway.personal
+        if guard is None or call.stored:
+            return False
+        begun = perf_counter()
+        try:
+            self._hidden = hidden = await guard.hide(call, caller.tenant, self._exchange.parse)
+        except FirewallError:
+            raise
+        except Exception as error:
+            log_unexpected(self._exchange.request_id, error)
+            raise GuardFailed("Personal data could not be looked for.") from None
+        finally:
+            self._ledger.judge_s += perf_counter() - begun
+        # On record even where the caller leaves before the prompt is judged.
+        verdict = self._ledger.prompt_verdict = decide(hidden.findings, hidden.unjudged)
+        if verdict.action == "block":
+            await self._answer.refuse(block_error(verdict, self._exchange.request_id, "prompt"), "block")
+            return True
+        return False
 
     def _pinned(self, caller: Caller, call: Call) -> Call:
         """The call with its key's system prompt. The caller never holds that, so its own texts are checked and judged
@@ -392,6 +427,9 @@ class _Request:
         self._ledger.prompt_verdict = verdict
         if verdict.unjudged and verdict.action == "block" and not any(f.action == "block" for f in verdict.findings):
             raise GuardFailed("The prompt could not be judged.")
+        if (hidden := self._hidden) is not None:
+            both = decide((*verdict.findings, *hidden.findings), (*verdict.unjudged, *hidden.unjudged))
+            verdict = self._ledger.prompt_verdict = replace(both, cell=verdict.cell)
         return verdict
 
     async def _forward(self, route: Route, call: Call) -> Reply:
@@ -406,11 +444,15 @@ class _Request:
         self._reply = reply
         self._ledger.provider = reply.provider
         self._ledger.answered = True
-        if not reply.translated:
-            return reply
-        tells_usage = call.reports_usage or self._ledger.hides_usage
-        translation = self._gateway.translations[self._exchange.wire.name]
-        return translation.reply(reply, call.body, tells_usage=tells_usage)
+        answered: Reply = reply
+        if reply.translated:
+            tells_usage = call.reports_usage or self._ledger.hides_usage
+            translation = self._gateway.translations[self._exchange.wire.name]
+            answered = translation.reply(reply, call.body, tells_usage=tells_usage)
+        if self._hidden is not None and self._hidden.values and reply.status < 300:
+            # Before it is judged: what is judged is what is sent.
+            answered = RestoredReply(answered, self._exchange.wire, self._hidden.values)
+        return answered
 
     def _asked(self, target: Target, call: Call) -> tuple[str, bytes]:
         """Path and body for this provider: the caller's bytes, and spliced into them what a limit, a settlement or the

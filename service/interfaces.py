@@ -6,7 +6,7 @@ knows neither HTTP nor any provider's JSON.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -132,6 +132,27 @@ class Judged(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
+class Hidden(msgspec.Struct, frozen=True, kw_only=True):
+    """A call as it may be sent, what personal data was found in it, and `values`: what stands for which placeholder in
+    it, where that is to be put back into the reply.
+    """
+
+    call: Call
+    findings: tuple[Finding, ...] = ()
+    unjudged: tuple[str, ...] = ()
+    values: Mapping[str, str] = {}
+
+
+class PersonalGuard(Protocol):
+    """Looks for personal data in what goes in."""
+
+    async def hide(self, call: Call, tenant: str, read: Callable[[bytes], Awaitable[Call]]) -> Hidden:
+        """The call without them, or as it is where they are only told of. `read` parses a body of its protocol.
+
+        Raises PayloadTooLarge, GuardFailed.
+        """
+
+
 class StreamReader(Protocol):
     """Reads one streamed reply. Both methods raise UpstreamInvalid for what cannot be read, and so not be judged."""
 
@@ -214,6 +235,9 @@ class Exchange(Protocol):
 
     async def receive(self) -> Call:
         """Read and parse the request. Raises RequestError, CallerLeft."""
+
+    async def parse(self, body: bytes) -> Call:
+        """Parse a body that stands for the request's. Raises RequestError."""
 
     async def gone(self) -> None:
         """Return when the caller has left; waits for the request to be read first."""

@@ -176,7 +176,10 @@ class _Exchange:
         return body  # nothing is forwarded
 
     async def receive(self) -> Call:
-        return await asyncio.to_thread(scan.parse_scan, self._request, self._server)
+        return await self.parse(self._request)
+
+    async def parse(self, body: bytes) -> Call:
+        return await asyncio.to_thread(scan.parse_scan, body, self._server)
 
     async def gone(self) -> None:
         await asyncio.Event().wait()  # nobody leaves: whoever asks is cancelled instead

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import tomllib
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -205,6 +206,29 @@ class ReplyInjection(_Strict, frozen=True, kw_only=True):
     max_windows: Positive = 64
 
 
+class Pii(_Strict, frozen=True, kw_only=True):
+    """Personal data, by Presidio's recognisers of patterns (the extra `pii`).
+
+    `action` is for requests, in texts of these `roles`; `redact` puts placeholders into the body before it is sent, and
+    with `restore` what they stand for is put back into the reply. `replies` is for what the model itself utters.
+    Without `entities` those are looked for that `firewall.recognisers` names. `score` is from which certainty on
+    something is found. Of one request `max_chars` characters are looked at.
+    """
+
+    enabled: bool = False
+    action: LeakEffect = "redact"
+    replies: LeakEffect = "flag"
+    restore: bool = True
+    entities: tuple[str, ...] = ()
+    roles: Annotated[tuple[Literal["user", "tool", "document", "system"], ...], Meta(min_length=1)] = (
+        "user",
+        "tool",
+        "document",
+    )
+    score: Rate = 0.5
+    max_chars: Positive = 500_000
+
+
 class Protected(_Strict, frozen=True, kw_only=True):
     """A text that must not leave: its value comes from the environment or a file, never from the configuration."""
 
@@ -306,6 +330,7 @@ class Settings(_Strict, frozen=True, kw_only=True):
     canary: Canary = Canary()
     piecemeal: Piecemeal = Piecemeal()
     reply_injection: ReplyInjection = ReplyInjection()
+    pii: Pii = Pii()
     protected: tuple[Protected, ...] = ()
     extraction: Extraction = Extraction()
     limits: Limits = Limits()
@@ -369,6 +394,8 @@ def check(settings: Settings) -> None:
         raise ConfigError("detection.block_fpr: must not be above detection.flag_fpr")
     if settings.reply_injection.enabled and not settings.detection.enabled:
         raise ConfigError("reply_injection.enabled: needs the model of detection.enabled")
+    if settings.pii.enabled and find_spec("presidio_analyzer") is None:
+        raise ConfigError('pii.enabled: needs the extra "pii"; run: pip install "semantic-firewall[pii]"')
     if settings.server.workers > 1 and settings.counters.url.startswith("memory:"):
         raise ConfigError('counters.url: "memory://" counts per process; more than one worker needs valkey://')
     _unique("providers", [p.name for p in settings.providers])

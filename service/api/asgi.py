@@ -152,6 +152,10 @@ class HttpExchange:
         self.check_media()
         return await self._read(await self.body())
 
+    async def parse(self, body: bytes) -> Call:
+        """Parse a body that stands for the request's. Raises RequestError."""
+        return await self._read(body)
+
     def check_caller(self) -> None:
         """Raises Forbidden for who may not call."""
         if self._open_mode:

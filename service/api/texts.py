@@ -48,7 +48,12 @@ def place_of(path: Path) -> str:
     """The JSON pointer of a path, up to its first key that is itself text: pointers are kept in the record, which holds
     none, and thousands of strings below a key of a megabyte must not carry it each.
     """
-    return pointer(*takewhile(lambda step: isinstance(step, int) or _PLAIN_KEY.fullmatch(step), path))
+    return pointer(*takewhile(lambda step: isinstance(step, int) or is_plain_key(step), path))
+
+
+def is_plain_key(step: str) -> bool:
+    """Whether a member's name may stand in a pointer."""
+    return _PLAIN_KEY.fullmatch(step) is not None
 
 
 def _is_word(text: str) -> bool:

@@ -19,13 +19,15 @@ class OfferedTool(msgspec.Struct, frozen=True):
 class Asked(msgspec.Struct, frozen=True, kw_only=True):
     """`tools` are those offered, None where the request does not say all of them. `results` are texts of the
     conversation that neither user nor system wrote: results of tools, documents. `caller` tells whose calls add up.
-    `canary` was put into the system text and must not come back.
+    `canary` was put into the system text and must not come back. `personal` are data of the caller's own that the
+    model was not shown.
     """
 
     tools: tuple[OfferedTool, ...] | None = None
     results: tuple[str, ...] = ()
     caller: str = ""
     canary: str = ""
+    personal: tuple[str, ...] = ()
 
 
 class CallPart(msgspec.Struct, frozen=True, kw_only=True):

@@ -25,6 +25,7 @@ Category = Literal[
     "tool.arguments",
     "tool.hijack",
     "reply.injection",
+    "pii",
     "hidden_text",
     "unscannable",
     "oversize",
