@@ -100,6 +100,10 @@ class Restorer:
         """A value that is complete in itself. The name of a member stays: there is no place to write another."""
         return text if channel.endswith("keys") else self._restored.whole(text)
 
+    def clears(self, texts: Sequence[str]) -> bool:
+        """Whether no placeholder stands in any of the values."""
+        return all(self._restored.whole(text) == text for text in texts)
+
     def cleared(self, channel: str) -> int:
         """Characters of the channel, from its start, that may leave now."""
         state = self._channels.get(channel)

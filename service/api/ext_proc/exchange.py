@@ -77,6 +77,10 @@ class EnvoyExchange:
             raise RequestTimeout(f"The body did not arrive within {self._server.caller_timeout_s:g} s.") from None
         return await self._read(body)
 
+    async def parse(self, body: bytes) -> Call:
+        """Parse a body that stands for the request's. Raises RequestError."""
+        return await self._read(body)
+
     async def _body(self) -> bytes:
         limit = self._server.max_body_bytes
         length = self._head.headers.get("content-length", "")
