@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 
 from benchmarks import plots, tables
+from benchmarks.peer_catalog import PEERS
 from benchmarks.results import GROUPS, PARTS, ROOT, Options, circumstances, read, write
 from service.errors import FirewallError
 from service.settings import shipped_artifact
@@ -27,6 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             mirror=given.mirror,
             exclude=given.exclude,
             quick=given.quick,
+            peers=tuple(given.peer),
         )
         options.out.mkdir(parents=True, exist_ok=True)
         path = options.out / "results.json"
@@ -65,6 +67,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--mirror", type=Path, help="local copies of the public files, to prepare the dev rows from")
     parser.add_argument("--exclude", type=Path, help=".npy list of held-out shingles; rows that match are dropped")
     parser.add_argument("--quick", action="store_true", help="few rows and rounds: to see that it works, not to report")
+    parser.add_argument(
+        "--peer", action="append", default=[], choices=[peer.name for peer in PEERS], help="only this one; repeatable"
+    )
     return parser.parse_args(arguments)
 
 

@@ -81,7 +81,7 @@ PEERS = (
 NOT_RUN = {
     "llm-guard": "its prompt injection scanner is ProtectAI v2, fetched from a model hub",
     "rebuff": "asks a language model and a vector database, both services with keys",
-    "prompt-armor": "the embeddings behind its similarity layer come from a model hub",
+    "prompt-armor": "its classifier and the embeddings that it compares come from a model hub",
     "bastion-prompt-protection": "its weights come from a model hub; AGPL-3.0",
     "plumblint": "its licence, PolyForm Noncommercial, forbids much of what this table may be used for",
 }
@@ -98,7 +98,13 @@ PUBLISHED = (
     Published("Llama Prompt Guard 2 22M", "AUC, English", "0.995", _PRIVATE, _META),
     Published("Llama Prompt Guard 2 22M", "recall at 1 % FPR, English", "88.7 %", _PRIVATE, _META),
     Published("Llama Prompt Guard 2 22M", "AUC, other languages", "0.942", _PRIVATE, _META),
-    Published("ProtectAI v2", "recall / precision", "99.74 % / 91.59 %", "20,000 prompts of its makers", _PROTECT),
+    Published(
+        "ProtectAI v2",
+        "recall / precision",
+        "99.74 % / 91.59 %",
+        "20,000 prompts of data it was not trained on, chosen by its makers",
+        _PROTECT,
+    ),
     Published("PIGuard (InjecGuard)", "over-defence accuracy", "87.32 %", "NotInject, 339 texts", _PIGUARD),
     Published(
         "PIGuard (InjecGuard)",

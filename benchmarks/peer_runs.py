@@ -41,7 +41,7 @@ class Limits(msgspec.Struct, frozen=True):
 
     load_s: float = 300
     text_s: float = 120
-    whole_s: float = 1_800
+    whole_s: float = 3_600
 
 
 class Judged(msgspec.Struct, frozen=True, eq=False):

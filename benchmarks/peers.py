@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from benchmarks import peer_runs, recall
 from benchmarks.intervals import spread
-from benchmarks.peer_catalog import NOT_RUN, PEERS, PUBLISHED
+from benchmarks.peer_catalog import NOT_RUN, PEERS, PUBLISHED, Peer
 from benchmarks.peer_runs import Judged, PeerFailed
 from benchmarks.results import Options
 from service.firewall.policy import role_policies
@@ -53,7 +53,8 @@ def measure(options: Options) -> dict[str, Any]:
     if rows:
         judged[FIREWALL] = _ours(options.artifact, found, [texts[i] for i in timed])
         systems.append({"name": FIREWALL, "failed": "", "errors": {}} | _times(judged[FIREWALL].ms))
-    for peer in PEERS if rows else ():
+    asked = [peer for peer in PEERS if not options.peers or peer.name in options.peers]
+    for peer in asked if rows else ():
         print(f"  {peer.name} …", file=sys.stderr, flush=True)
         facts = msgspec.structs.asdict(peer)
         try:
@@ -71,13 +72,18 @@ def measure(options: Options) -> dict[str, Any]:
         of_part = {system: _part(whole, inside) for system, whole in judged.items()}
         figures[name] = compare(part, of_part, found.scored[name].windows)
     return {
-        "notes": list(found.notes),
+        "notes": [*found.notes, *_unasked(asked)],
         "timed": len(timed),
         "systems": systems,
         "benchmarks": figures,
         "not_run": NOT_RUN,
         "published": [msgspec.structs.asdict(entry) for entry in PUBLISHED],
     }
+
+
+def _unasked(asked: Sequence[Peer]) -> list[str]:
+    left = [peer.name for peer in PEERS if peer not in asked]
+    return [f"Not asked for this time: {', '.join(left)}."] if left else []
 
 
 def _ours(folder: Path, found: recall.Benchmarks, timed: Sequence[tuple[str, str]]) -> Judged:

@@ -34,6 +34,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     mirror: Path | None = None
     exclude: Path | None = None
     quick: bool = False
+    # Names of the peers to measure; all of them where none is named.
+    peers: tuple[str, ...] = ()
 
 
 class Measured(msgspec.Struct, frozen=True):
@@ -75,6 +77,7 @@ def circumstances(options: Options, part: str) -> Measured:
     for name in ("corpus", "mirror", "exclude"):
         if getattr(options, name):
             command += f" --{name} {name.upper()}"
+    command += "".join(f" --peer {name}" for name in options.peers if part == "peers")
     return Measured(
         date=datetime.now(UTC).isoformat(timespec="minutes"),
         commit=commit(),

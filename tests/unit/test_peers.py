@@ -8,19 +8,28 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
-from benchmarks import peer_runs, peer_tables, peers, plots
+from benchmarks import peer_runs, peer_tables, peers, plots, recall
 from benchmarks.calibration import calibration
 from benchmarks.peer_catalog import NOT_RUN, PEERS, PINS, Peer
 from benchmarks.peer_runs import Judged, Limits, PeerFailed
 from benchmarks.peer_worker import FACTORIES
-from benchmarks.results import GROUPS, PARTS, Measured, Results
+from benchmarks.results import GROUPS, PARTS, Measured, Options, Results
 from training.corpus import Row
 
 PYTHON = Path(sys.executable)
 TEXTS = [("attack now", "user"), ("hello", "user"), ("attack here too", "tool"), ("", "document")]
+HANGS = """
+import threading
+def judge(text, role):
+    if role == "tool":
+        threading.Event().wait()
+    return "allow", None
+return judge
+"""
 
 _FAKE = """
 import os, sys
@@ -125,7 +134,7 @@ return judge
         (Limits(load_s=0.05), "import threading; threading.Event().wait()", "did not load within 0.05 s"),
         (
             Limits(text_s=0.05),
-            "from threading import Event\nreturn lambda text, role: Event().wait() if role == 'tool' else ('allow', None)",
+            HANGS,
             "took more than 0.05 s for one text",
         ),
         (Limits(whole_s=0.0), "return lambda text, role: ('allow', None)", "judged 0 of 4 texts in 0 s"),
@@ -215,6 +224,37 @@ def test_each_detector_is_held_to_its_own_decision_and_to_one_percent_where_it_h
     assert ours["blocked"]["hits"] < ours["recall"]["hits"]
     assert found["roles"]["tool"]["systems"]["even"]["recall"]["hits"] == 0
     assert set(found["languages"]) == {"de", "en", "fr"} and set(found["lengths"]) == {"1 window"}
+
+
+def test_a_peer_that_fails_is_reported_and_the_others_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, judged = _rows(), _judged()
+    ours = judged[peers.FIREWALL]
+    columns = {"fused": np.asarray(ours.score)}
+    scored = recall.Scored(columns, ours.action, np.ones(len(rows), np.int64))
+    found = recall.Benchmarks({recall.PUBLIC: rows}, {recall.PUBLIC: scored}, ("A note.",))
+    seen: list[tuple[str, str]] = []
+
+    def run(name: str, python: Path, texts: list[tuple[str, str]]) -> Judged:
+        seen.extend(texts)
+        if name == "inferwall":
+            raise PeerFailed("ended with code 3 after 0 of 150 texts")
+        return judged["even"]
+
+    monkeypatch.setattr(recall, "judged", lambda options: found)
+    monkeypatch.setattr(peers, "_ours", lambda folder, found, timed: ours)
+    monkeypatch.setattr(peer_runs, "installed", lambda peer: PYTHON)
+    monkeypatch.setattr(peer_runs, "run", run)
+
+    figures = peers.measure(Options(artifact=Path("a"), out=Path("b"), peers=("inferwall", "aicordon")))
+
+    assert seen == [(row.text, row.role) for row in rows] * 2
+    assert {s["name"]: s["failed"] for s in figures["systems"]} == {
+        **{peers.FIREWALL: "", "inferwall": "ended with code 3 after 0 of 150 texts", "aicordon": ""}
+    }
+    assert set(figures["benchmarks"][recall.PUBLIC]["systems"]) == {peers.FIREWALL, "aicordon"}
+    assert "A note." in figures["notes"] and any("jailguard" in note for note in figures["notes"])
+    # What a row says is nowhere in the figures.
+    assert not any(f'"{row.text}"' in msgspec.json.encode(figures).decode() for row in rows)
 
 
 def _figures() -> dict[str, Any]:
