@@ -101,7 +101,7 @@ def _recall_calibration(figures: dict[str, Any]) -> Any:
         xlim=(0, 1), ylim=(0, 1.02), xlabel="mean score of the texts in a bin", ylabel="share of attacks among them"
     )
     axes.set_title("Scores as probabilities, 95 % Wilson intervals", loc="left")
-    axes.legend(frameon=False, loc="upper left")
+    axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.14))
     return figure
 
 
@@ -130,7 +130,9 @@ def _peers_decisions(figures: dict[str, Any]) -> Any:
             style = {"color": colours[system], "marker": "D", "markersize": 5, "linestyle": "none"}
             axes.errorbar([place], [entry["recall"]["value"]], yerr=[below, above], label=system, **style)
         axes.set_xscale("log")
-        axes.set(xlim=(lowest * 0.85, 1), ylim=(0, 1.02), xlabel="false alarms, share of ordinary benign texts")
+        axes.set(
+            xlim=(lowest * 0.85, 1), ylim=(0, 1.02), xlabel="false alarms among ordinary benign texts (left edge: none)"
+        )
         axes.set_title(
             f"{name} ({benchmark['attacks']} attacks, {benchmark['ordinary']} benign)", loc="left", fontsize=9
         )
