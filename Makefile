@@ -5,7 +5,8 @@
 # make check    ruff, mypy strict, the import contract, the tests
 # make train    data to shipped artifact (MIRROR=DIR EXCLUDE=shingles.npy DATA=my.jsonl START=models/… TRAIN_FLAGS=…)
 # make study    what each source and ingredient is worth: many short trainings (RUN= STUDY_FLAGS=…)
-# make bench    all benchmarks
+# make bench    all benchmarks but the peers
+# make eval     recall, calibration, and other detectors on the same rows (CORPUS=DIR or MIRROR=DIR, EXCLUDE=… EVAL_FLAGS=…)
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -22,6 +23,8 @@ TRAIN_FLAGS ?=
 STUDY_FLAGS ?=
 RUN ?= .runs/study
 BENCH_FLAGS ?=
+CORPUS ?=
+EVAL_FLAGS ?=
 
 BIN := $(VENV)/bin
 # Stamps: an install is repeated only when what it depends on has changed.
@@ -31,7 +34,7 @@ TRAINING := $(VENV)/.installed-train
 BENCHING := $(VENV)/.installed-bench
 PROXY := $(LITELLM_VENV)/.installed-$(LITELLM_VERSION)
 
-.PHONY: run install test litellm check train study bench clean
+.PHONY: run install test litellm check train study bench eval clean
 .DELETE_ON_ERROR:
 
 run: $(SERVING)
@@ -63,6 +66,10 @@ study: $(TRAINING)
 bench: $(BENCHING)
 	$(BIN)/python -m benchmarks $(BENCH_FLAGS)
 
+eval: $(BENCHING)
+	$(BIN)/python -m benchmarks eval $(if $(CORPUS),--corpus $(CORPUS)) $(if $(MIRROR),--mirror $(MIRROR)) \
+		$(if $(EXCLUDE),--exclude $(EXCLUDE)) $(EVAL_FLAGS)
+
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or newer is needed; $(PYTHON) is older. Name another: make PYTHON=python3.12 …" >&2; exit 1; }
@@ -91,5 +98,5 @@ $(PROXY):
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(LITELLM_VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(LITELLM_VENV) .venvs .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,4 +1,4 @@
-"""`python -m benchmarks [PART]`: measure, keep the figures, write tables and plots. Parts: `results.PARTS`, all."""
+"""`python -m benchmarks [PART]`: measure, keep the figures, draw them. Parts: `results.PARTS`; groups: `GROUPS`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from pathlib import Path
 import msgspec
 
 from benchmarks import plots, tables
-from benchmarks.results import PARTS, ROOT, Options, circumstances, read, write
+from benchmarks.peer_catalog import PEERS
+from benchmarks.results import GROUPS, PARTS, ROOT, Options, circumstances, read, write
 from service.errors import FirewallError
 from service.settings import shipped_artifact
 
@@ -27,10 +28,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             mirror=given.mirror,
             exclude=given.exclude,
             quick=given.quick,
+            peers=tuple(given.peer),
         )
         options.out.mkdir(parents=True, exist_ok=True)
         path = options.out / "results.json"
-        for part in PARTS if given.part == "all" else (given.part,) if given.part != "render" else ():
+        for part in GROUPS.get(given.part, (given.part,)):
             print(f"{part} …", file=sys.stderr, flush=True)
             measured = circumstances(options, part)
             figures = importlib.import_module(f"benchmarks.{part}").measure(options)
@@ -50,8 +52,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    choices = [*PARTS, "all", "render"]
-    parser.add_argument("part", nargs="?", default="all", choices=choices, help="`render` only writes tables and plots")
+    parser.add_argument(
+        "part",
+        nargs="?",
+        default="all",
+        choices=[*PARTS, *GROUPS],
+        help="`all` but the peers; `eval`: recall and peers; `render` only writes tables and plots",
+    )
     parser.add_argument("--artifact", type=Path, help="artifact folder (default: the shipped one)")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks", help="where the results go")
     parser.add_argument(
@@ -60,6 +67,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--mirror", type=Path, help="local copies of the public files, to prepare the dev rows from")
     parser.add_argument("--exclude", type=Path, help=".npy list of held-out shingles; rows that match are dropped")
     parser.add_argument("--quick", action="store_true", help="few rows and rounds: to see that it works, not to report")
+    parser.add_argument(
+        "--peer", action="append", default=[], choices=[peer.name for peer in PEERS], help="only this one; repeatable"
+    )
     return parser.parse_args(arguments)
 
 

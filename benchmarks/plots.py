@@ -15,6 +15,7 @@ mpl.use("Agg")
 from matplotlib import pyplot
 
 _COLOURS = ("#3b6fb6", "#e08a2c", "#4f9d69", "#a94f6b", "#7a6fb0", "#8c8c8c")
+_MANY_COLOURS = (*_COLOURS, "#c2a83e", "#2f8f9d", "#5a4632", "#d46a9f")
 _STYLE = {
     "figure.dpi": 130,
     "font.size": 9,
@@ -54,9 +55,7 @@ def _recall_by_kind(figures: dict[str, Any]) -> Any:
         return None
     rows.sort(key=lambda row: row[1]["value"])
     figure, axes = pyplot.subplots(figsize=(7.5, 0.9 + 0.21 * len(rows)))
-    values = [share["value"] for _, share in rows]
-    # Where all or none were found, rounding puts the interval's end a hair beyond the value.
-    errors = [[max(0.0, s["value"] - s["low"]) for _, s in rows], [max(0.0, s["high"] - s["value"]) for _, s in rows]]
+    values, errors = _whiskers([share for _, share in rows])
     axes.barh(range(len(rows)), values, color=_COLOURS[0], height=0.66)
     axes.errorbar(values, range(len(rows)), xerr=errors, fmt="none", ecolor="#333333", elinewidth=0.8, capsize=1.5)
     axes.set_yticks(range(len(rows)), [name for name, _ in rows], fontsize=7.5)
@@ -84,6 +83,65 @@ def _recall_curves(figures: dict[str, Any]) -> Any:
         axes.axvline(0.01, color="#666666", linewidth=0.8, linestyle=":")
     row[0][0].set_ylabel("recall")
     row[0][-1].legend(frameon=False, loc="lower right")
+    return figure
+
+
+def _recall_calibration(figures: dict[str, Any]) -> Any:
+    found = {name: b["calibration"] for name, b in figures["benchmarks"].items() if "calibration" in b}
+    if not found:
+        return None
+    figure, axes = pyplot.subplots(figsize=(4.6, 4.2))
+    axes.plot([0, 1], [0, 1], color="#888888", linewidth=0.8, linestyle=":")
+    for colour, (name, curve) in zip(_COLOURS, found.items(), strict=False):
+        places = [point["score"] for point in curve["points"]]
+        shares = [point["attacks"] for point in curve["points"]]
+        label = f"{name}: ECE {curve['ece']:.3f}"
+        axes.errorbar(places, *_whiskers(shares), color=colour, marker="o", markersize=3, linewidth=1.3, label=label)
+    axes.set(
+        xlim=(0, 1), ylim=(0, 1.02), xlabel="mean score of the texts in a bin", ylabel="share of attacks among them"
+    )
+    axes.set_title("Scores as probabilities, 95 % Wilson intervals", loc="left")
+    axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.14))
+    return figure
+
+
+def _whiskers(shares: list[dict[str, float]]) -> tuple[list[float], list[list[float]]]:
+    """Values, and how far their intervals reach below and above."""
+    # Where all or none were found, rounding puts the interval's end a hair beyond the value.
+    below = [max(0.0, share["value"] - share["low"]) for share in shares]
+    return [share["value"] for share in shares], [below, [max(0.0, s["high"] - s["value"]) for s in shares]]
+
+
+def _peers_decisions(figures: dict[str, Any]) -> Any:
+    found = {name: b for name, b in figures["benchmarks"].items() if b["attacks"] and b["ordinary"]}
+    if not found:
+        return None
+    figure, row = pyplot.subplots(1, len(found), figsize=(4.6 * len(found), 4.0), squeeze=False, sharey=True)
+    colours = dict(zip((s["name"] for s in figures["systems"] if not s["failed"]), _MANY_COLOURS, strict=False))
+    lowest = 3e-4
+    for axes, (name, benchmark) in zip(row[0], found.items(), strict=True):
+        for system, points in benchmark["curves"].items():
+            shown = [(rate, reached) for rate, reached in points if rate >= lowest]
+            axes.step(*zip(*shown, strict=True), where="post", color=colours[system], linewidth=1.0, alpha=0.75)
+        for system, entry in benchmark["systems"].items():
+            _, (below, above) = _whiskers([entry["recall"]])
+            # A rate of nothing has no place on a logarithmic axis.
+            place = max(lowest, entry["false_alarms"]["value"])
+            style = {"color": colours[system], "marker": "D", "markersize": 5, "linestyle": "none"}
+            axes.errorbar([place], [entry["recall"]["value"]], yerr=[below, above], label=system, **style)
+        axes.set_xscale("log")
+        axes.set(
+            xlim=(lowest * 0.85, 1), ylim=(0, 1.02), xlabel="false alarms among ordinary benign texts (left edge: none)"
+        )
+        axes.set_title(
+            f"{name} ({benchmark['attacks']} attacks, {benchmark['ordinary']} benign)", loc="left", fontsize=9
+        )
+    row[0][0].set_ylabel("share of attacks flagged")
+    handles, labels = row[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, frameon=False, loc="upper center", bbox_to_anchor=(0.5, 0.02), ncols=4)
+    figure.suptitle(
+        "Default decisions (diamonds) and what the scores would allow (lines)", x=0.07, ha="left", fontsize=10
+    )
     return figure
 
 
@@ -178,7 +236,8 @@ def _extraction_queries(figures: dict[str, Any]) -> Any:
 
 
 _DRAWINGS: dict[str, dict[str, Callable[[dict[str, Any]], Any]]] = {
-    "recall": {"by_kind": _recall_by_kind, "curves": _recall_curves},
+    "recall": {"by_kind": _recall_by_kind, "curves": _recall_curves, "calibration": _recall_calibration},
+    "peers": {"decisions": _peers_decisions},
     "latency": {"stages": _latency_stages},
     "overhead": {"curves": _overhead_curves},
     "leakage": {"families": _leakage_families},

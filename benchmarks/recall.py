@@ -11,6 +11,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -18,6 +19,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from benchmarks.calibration import calibration
 from benchmarks.results import ROOT, Options
 from service.firewall.policy import role_policies
 from service.firewall.prompt import Role
@@ -66,7 +68,8 @@ _TRIGGERED = (
     "benign_docnote",
 )
 _BANDS = ((1, "1 window"), (3, "2-3"), (7, "4-7"), (15, "8-15"), (10**9, "16 and more"))
-_CURVE = np.concatenate([[0.0], np.geomspace(1e-4, 1.0, 61)])
+BAND_NAMES = tuple(label for _, label in _BANDS)
+CURVE = np.concatenate([[0.0], np.geomspace(1e-4, 1.0, 61)])
 
 
 class Scored(msgspec.Struct, frozen=True, eq=False):
@@ -99,8 +102,35 @@ class _Recording(TextScorer):
         return scored
 
 
+class Benchmarks(msgspec.Struct, frozen=True, eq=False):
+    """The rows of every benchmark that there are rows for, their scores, and `notes`: what is missing and why."""
+
+    rows: dict[str, list[Row]]
+    scored: dict[str, Scored]
+    notes: tuple[str, ...]
+
+
 def measure(options: Options) -> dict[str, Any]:
     """The figures of every benchmark that there are rows for; `notes` says which are missing and why."""
+    found = judged(options)
+    notes = list(found.notes)
+    figures: dict[str, Any] = {}
+    borrowed: Floats | None = None
+    for name, rows in found.rows.items():
+        part, ordinary = found.scored[name], ordinary_benign(rows)
+        if ordinary.sum() < MIN_ORDINARY and borrowed is not None:
+            notes.append(f"{name}: {ordinary.sum()} ordinary benign texts; thresholds are those of the {PUBLIC}.")
+            figures[name] = describe(rows, part, borrowed=borrowed)
+            continue
+        if name == PUBLIC:
+            borrowed = np.stack([part.columns[column][ordinary] for column in part.columns])
+        figures[name] = describe(rows, part)
+    return {"notes": notes, "benchmarks": figures}
+
+
+@lru_cache(maxsize=1)
+def judged(options: Options) -> Benchmarks:
+    """All rows and what the artifact says of them; parts that ask one after the other share it."""
     notes: list[str] = []
     rows: dict[str, list[Row]] = {}
     corpus = _corpus(options)
@@ -116,28 +146,16 @@ def measure(options: Options) -> dict[str, Any]:
         rows = {name: _sample(found, QUICK_ROWS) for name, found in rows.items()}
     everything = [row for found in rows.values() for row in found]
     if not everything:
-        return {"notes": [*notes, "datasets/dev holds no rows."], "benchmarks": {}}
+        return Benchmarks({}, {}, (*notes, "datasets/dev holds no rows."))
     scored = score(options.artifact, everything)
-    figures: dict[str, Any] = {}
-    borrowed: Floats | None = None
+    parts: dict[str, Scored] = {}
     first = 0
     for name, found in rows.items():
         inside = slice(first, first + len(found))
         first += len(found)
-        part = Scored(
-            {column: values[inside] for column, values in scored.columns.items()},
-            scored.action[inside],
-            scored.windows[inside],
-        )
-        ordinary = _ordinary(found)
-        if ordinary.sum() < MIN_ORDINARY and borrowed is not None:
-            notes.append(f"{name}: {ordinary.sum()} ordinary benign texts; thresholds are those of the {PUBLIC}.")
-            figures[name] = describe(found, part, borrowed=borrowed)
-            continue
-        if name == PUBLIC:
-            borrowed = np.stack([part.columns[column][ordinary] for column in part.columns])
-        figures[name] = describe(found, part)
-    return {"notes": notes, "benchmarks": figures}
+        columns = {column: values[inside] for column, values in scored.columns.items()}
+        parts[name] = Scored(columns, scored.action[inside], scored.windows[inside])
+    return Benchmarks(rows, parts, tuple(notes))
 
 
 def _corpus(options: Options) -> Path | None:
@@ -208,7 +226,8 @@ def score(folder: Path, rows: Sequence[Row]) -> Scored:
     return Scored(columns, np.asarray(action, np.str_), np.asarray(windows, np.int64))
 
 
-def _ordinary(rows: Sequence[Row]) -> Mask:
+def ordinary_benign(rows: Sequence[Row]) -> Mask:
+    """Bool (rows,): benign texts that do not use the words of attacks. They set the thresholds."""
     return np.asarray([row.label == BENIGN and not is_triggered(row.kind) for row in rows], np.bool_)
 
 
@@ -220,7 +239,7 @@ def is_triggered(kind: str) -> bool:
 def describe(rows: Sequence[Row], scored: Scored, *, borrowed: Floats | None = None) -> dict[str, Any]:
     """The figures of one benchmark. `borrowed` float64 (columns, n) stands in for its own ordinary benign scores."""
     benign: Mask = np.asarray([row.label == BENIGN for row in rows], np.bool_)
-    ordinary = _ordinary(rows)
+    ordinary = ordinary_benign(rows)
     scores = scored.columns["fused"]
     base = {
         column: borrowed[number] if borrowed is not None else values[ordinary]
@@ -239,6 +258,7 @@ def describe(rows: Sequence[Row], scored: Scored, *, borrowed: Floats | None = N
         "borrowed": borrowed is not None,
         "all": entry(np.ones(len(rows), np.bool_)),
         "over_defence": _passed(benign & ~ordinary, scored.action),
+        "calibration": calibration(scores, ~benign),
         "methods": {},
         "curves": {},
     }
@@ -250,7 +270,7 @@ def describe(rows: Sequence[Row], scored: Scored, *, borrowed: Floats | None = N
             "auc": auc(attacks, base[column]),
             **{name: _plain(recall_at(attacks, base[column], rate)) for name, rate in RATES.items()},
         }
-        figures["curves"][column] = [[float(rate), _recall(attacks, base[column], rate)] for rate in _CURVE]
+        figures["curves"][column] = [[float(rate), recall_beyond(attacks, base[column], rate)] for rate in CURVE]
     kinds = _kinds(rows)
     axes: dict[str, Callable[[int], str]] = {
         "kinds": lambda i: kinds[i],
@@ -261,7 +281,7 @@ def describe(rows: Sequence[Row], scored: Scored, *, borrowed: Floats | None = N
     }
     for axis, name in axes.items():
         places = np.asarray([name(i) for i in range(len(rows))], np.str_)
-        order = [label for _, label in _BANDS] if axis == "lengths" else sorted(set(places.tolist()))
+        order = BAND_NAMES if axis == "lengths" else tuple(sorted(set(places.tolist())))
         figures[axis] = {value: entry(places == value) for value in order if (places == value).any()}
     return figures
 
@@ -300,7 +320,8 @@ def _passed(inside: Mask, action: npt.NDArray[np.str_]) -> dict[str, Any]:
     return _plain(share(int((action[inside] == "allow").sum()), int(inside.sum())))
 
 
-def _recall(attacks: Floats, base: Floats, rate: float) -> float:
+def recall_beyond(attacks: Floats, base: Floats, rate: float) -> float:
+    """The point of a curve: recall where this share of `base` lies above the threshold."""
     # At rate 1 everything passes the threshold, the lowest benign score itself included.
     return 1.0 if rate >= 1 else float((attacks > threshold_at(base, rate)).mean())
 

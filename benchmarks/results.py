@@ -16,10 +16,12 @@ import onnxruntime
 from service.scoring.artifact import load_artifact
 
 PARTS = (
-    *("recall", "evasion", "latency", "overhead", "hostile"),
+    *("recall", "peers", "evasion", "latency", "overhead", "hostile"),
     *("leakage", "retelling", "piecemeal", "protected", "credentials"),
     *("quota", "extraction", "keys"),
 )
+# What one word on the command line measures. Peers are strangers' packages, installed only where asked for.
+GROUPS = {"all": tuple(part for part in PARTS if part != "peers"), "eval": ("recall", "peers"), "render": ()}
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -32,6 +34,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     mirror: Path | None = None
     exclude: Path | None = None
     quick: bool = False
+    # Names of the peers to measure; all of them where none is named.
+    peers: tuple[str, ...] = ()
 
 
 class Measured(msgspec.Struct, frozen=True):
@@ -70,9 +74,10 @@ def circumstances(options: Options, part: str) -> Measured:
     artifact = load_artifact(options.artifact)
     manifest = artifact.manifest
     command = f"python -m benchmarks {part} --artifact {_shown(options.artifact)}"
-    for name in ("mirror", "exclude"):
+    for name in ("corpus", "mirror", "exclude"):
         if getattr(options, name):
             command += f" --{name} {name.upper()}"
+    command += "".join(f" --peer {name}" for name in options.peers if part == "peers")
     return Measured(
         date=datetime.now(UTC).isoformat(timespec="minutes"),
         commit=commit(),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
+from benchmarks import calibration, peer_tables
+from benchmarks.markdown import interval, number, percent, table
 from benchmarks.results import PARTS, Measured, Results
 
 _ABOUT = """# Results
@@ -44,29 +46,6 @@ def _head(part: str, measured: Measured) -> str:
 
 def _caption(path: str) -> str:
     return path.rpartition("/")[2].removesuffix(".png").replace("_", " ")
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table; the first column is text, the others are figures."""
-    lines = [f"| {' | '.join(head)} |", f"|{'|'.join(['---'] + ['---:'] * (len(head) - 1))}|"]
-    return "\n".join(lines + [f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in rows])
-
-
-def percent(share: dict[str, Any] | None) -> str:
-    """A share with its interval; a dash where there is none."""
-    if not share or not share["total"]:
-        return "–"
-    return f"{share['value']:.1%} ({share['low']:.1%}–{share['high']:.1%})"
-
-
-def number(value: float | None, digits: int = 2) -> str:
-    """A figure; a dash where there is none."""
-    return "–" if value is None else f"{value:,.{digits}f}"
-
-
-def interval(value: dict[str, float], digits: int = 2) -> str:
-    """A figure with its interval."""
-    return f"{value['value']:.{digits}f} ({value['low']:.{digits}f}–{value['high']:.{digits}f})"
 
 
 # -- recall ----------------------------------------------------------------------------------------------------------
@@ -110,8 +89,24 @@ def _recall(figures: dict[str, Any]) -> list[str]:
                 ],
             )
         )
+        if "calibration" in found:
+            sections += _calibration(found["calibration"])
         sections += [_axis(title, found[axis]) for axis, title in _AXES.items() if found.get(axis)]
     return sections
+
+
+def _calibration(found: dict[str, Any]) -> list[str]:
+    return [
+        f"Expected calibration error **{number(found['ece'], 3)}** over {calibration.BINS} bins of equal width. A score"
+        f" is a probability for the mix of texts that it was fitted on; here {found['base_rate']:.0%} are attacks.",
+        table(
+            ("Mean score in the bin", "texts", "of which attacks"),
+            [
+                (number(point["score"], 3), str(point["attacks"]["total"]), percent(point["attacks"]))
+                for point in found["points"]
+            ],
+        ),
+    ]
 
 
 def _axis(title: str, values: dict[str, Any]) -> str:
@@ -477,6 +472,7 @@ def _extraction(figures: dict[str, Any]) -> list[str]:
 _SECTIONS = {
     "extraction": _extraction,
     "recall": _recall,
+    "peers": peer_tables.sections,
     "evasion": _evasion,
     "latency": _latency,
     "overhead": _overhead,

@@ -140,6 +140,10 @@ def _figures() -> dict[str, dict[str, Any]]:
     cost = {"piece_ms": _ms(0.1), "reply_ms": 12.0, "finish_ms": 1.0, "pieces": 99, "characters": 495}
     return {
         "recall": {"notes": ["A note."], "benchmarks": {recall.PUBLIC: recall.describe(rows, scored)}},
+        "peers": {
+            **{"notes": [], "timed": 9, "not_run": {"elsewhere": "needs a model"}, "published": [], "benchmarks": {}},
+            "systems": [{"name": "this firewall", "failed": "", "errors": {}, "ms": _ms(9.0)}],
+        },
         "latency": {
             "settings": {"one core": setting},
             "goal": {"tokens": 64, "ms": 25.0, "p50_ms": 7.1, "met": True},
@@ -304,7 +308,7 @@ def test_a_part_that_was_not_measured_is_named_and_a_quick_run_is_marked() -> No
     quick = {name: msgspec.structs.replace(part, quick=True) for name, part in results.parts.items()}
 
     assert (
-        "Not measured yet: recall, evasion, overhead, hostile, leakage, retelling, piecemeal, protected, credentials, "
+        "Not measured yet: recall, peers, evasion, overhead, hostile, leakage, retelling, piecemeal, protected, credentials, "
         "quota, extraction, keys." in tables.render(results)
     )
     assert "Quick run" not in tables.render(results)
