@@ -54,6 +54,7 @@ from service.gateway import Gateway
 from service.interfaces import Provider, Wire
 from service.protection import Registry, Watch
 from service.records.audit_log import AuditLog
+from service.records.pace_recall import PaceRecall
 from service.records.place import database_place
 from service.records.row_writer import RowWriter
 from service.records.store import Store
@@ -274,8 +275,12 @@ def connect(settings: Settings) -> Parts:
         canary=Canaries(settings.canary, root.digest("canary")).mark,
     )
 
+    recall = PaceRecall(store, copies.remember, settings.extraction.max_callers) if copies else None
+
     async def start() -> None:
         await store.open()
+        if recall is not None:
+            await recall.start()
         await watch.start()
         await counter.warm()
         quota.start()
@@ -283,6 +288,8 @@ def connect(settings: Settings) -> Parts:
             model.batcher.start()
 
     async def stop() -> None:
+        if recall is not None:
+            await recall.stop()
         await watch.stop()
         await session.close()
         await audit.close()
