@@ -275,7 +275,7 @@ def connect(settings: Settings) -> Parts:
         canary=Canaries(settings.canary, root.digest("canary")).mark,
     )
 
-    recall = PaceRecall(store, copies.remember, settings.extraction.max_callers) if copies else None
+    recall = PaceRecall(store, copies.remember, settings.extraction.max_callers) if copies is not None else None
 
     async def start() -> None:
         await store.open()
