@@ -24,12 +24,12 @@ import numpy.typing as npt
 import structlog
 
 from benchmarks.extraction_texts import FORMS, TOPICS, Cells
-from benchmarks.extraction_traffic import BENIGN, COPIES, INDISTINCT, STYLES, Tenant, tenants
+from benchmarks.extraction_traffic import BENIGN, COPIES, INDISTINCT, RESTARTED, STYLES, Tenant, tenants
 from benchmarks.intervals import spread
 from benchmarks.results import Options
 from service.firewall.extraction import ExtractionWatch
 from service.firewall.extraction_observation import Sampling
-from service.firewall.extraction_score import BIAS, SIGNALS, WEIGHTS, signals_of
+from service.firewall.extraction_score import BIAS, SIGNALS, TOLD, WEIGHTS, signals_of
 from service.firewall.extraction_sketch import Sketch
 from service.firewall.prompt import Prompt, Segment
 from service.scoring.artifact import load_artifact
@@ -40,12 +40,14 @@ Floats = npt.NDArray[np.float64]
 T = TypeVar("T")
 
 _LEARN, _REPORT = 1, 2  # seeds
-_FALSE_ALARMS = 0.05  # of the ordinary tenants that are learned from, in all their days
+_FALSE_ALARMS = 0.01  # of the ordinary tenants that are learned from, in all their days
 _SHOWN_COPIES = 50  # a copy is shown to the fit from here on
 _STRIDE = 10
 _RIDGE = 1e-4
 _STEPS = 4_000
+_ROWS = 300  # of one tenant that the regression sees, evenly taken: neighbours are alike
 _ENOUGH = 1.15
+_UNSEEN = 0.001  # score of a caller of whom nothing is known: a scale, nothing is decided by it
 
 
 class _Size(msgspec.Struct, frozen=True):
@@ -55,7 +57,7 @@ class _Size(msgspec.Struct, frozen=True):
     timed: int
 
 
-_FULL, _QUICK = _Size(8, 800, 8, 5_000), _Size(2, 300, 2, 300)
+_FULL, _QUICK = _Size(16, 800, 8, 5_000), _Size(2, 300, 2, 300)
 
 
 def measure(options: Options) -> dict[str, Any]:
@@ -67,6 +69,8 @@ def measure(options: Options) -> dict[str, Any]:
         learned = fit(_each(pool, _signals, cells, _LEARN, size, [s for s in STYLES if s != INDISTINCT]))
         print(f"  learned {learned}", file=sys.stderr)
         found = _each(pool, replay, cells, _REPORT, size, STYLES)
+        print("  replayed", file=sys.stderr)
+        unread = _each(pool, _replay_unread, cells, _REPORT, size, RESTARTED)
     return {
         "tenants": size.tenants,
         "copies": size.copies,
@@ -76,6 +80,7 @@ def measure(options: Options) -> dict[str, Any]:
         "shipped": {"bias": BIAS, "weights": dict(WEIGHTS)},
         "attacks": {style: _noticed([f for f in found if f.style == style]) for style in COPIES},
         "benign": {style: _suspected([f for f in found if f.style == style]) for style in BENIGN},
+        "unread": {style: _suspected([f for f in unread if f.style == style]) for style in RESTARTED},
         "false_alarms": _share(bool(f.alarm) for f in found if not f.attack and f.style != INDISTINCT),
         "cost": cost(size.timed),
     }
@@ -106,9 +111,10 @@ class Seen(msgspec.Struct, frozen=True, eq=False):
 
 
 def fit(seen: Sequence[Seen]) -> dict[str, Any]:
-    """Non-negative weights by logistic regression, every tenant weighing the same, and the bias that puts the score
-    which `_FALSE_ALARMS` of the ordinary tenants reach at the shipped threshold.
+    """Non-negative weights by logistic regression, every tenant weighing the same, none for `TOLD`; scaled so that
+    `_FALSE_ALARMS` of the ordinary tenants reach the shipped threshold, and nothing seen makes `_UNSEEN`.
     """
+    weighed = np.array([name not in TOLD for name in SIGNALS])
     ordinary = [found.signals for found in seen if not found.attack]
     copies = [found.signals[found.copying] for found in seen if found.copying.any()]
     rows, labels, weights = list[Floats](), list[Floats](), list[Floats]()
@@ -118,7 +124,8 @@ def fit(seen: Sequence[Seen]) -> dict[str, Any]:
             shown = (
                 group.reshape(-1, len(SIGNALS)) if not label else group[np.arange(len(group)), group.sum(2).argmax(1)]
             )
-            rows.append(shown)
+            shown = shown[:: len(shown) // _ROWS + 1]
+            rows.append(shown * weighed)
             labels.append(np.full(len(shown), label))
             weights.append(np.full(len(shown), 0.5 / len(groups) / len(shown)))
     values = _regress(np.concatenate(rows), np.concatenate(labels), np.concatenate(weights))
@@ -128,9 +135,10 @@ def fit(seen: Sequence[Seen]) -> dict[str, Any]:
     # No ordinary traffic has other biases at every call: a sweep alone is to be enough, at whatever pace.
     sweep = list(SIGNALS).index("sweep")
     values[sweep] = max(values[sweep], _ENOUGH * float(edge))
-    score = Extraction().score
+    bias = math.log(_UNSEEN / (1 - _UNSEEN))
+    values *= (math.log(Extraction().score / (1 - Extraction().score)) - bias) / float(edge)
     return {
-        "bias": round(math.log(score / (1 - score)) - float(edge), 2),
+        "bias": round(bias, 2),
         "weights": {name: round(float(value), 2) for name, value in zip(SIGNALS, values, strict=True)},
         "tenants": len(seen),
     }
@@ -142,7 +150,10 @@ def _signals(tenant: Tenant) -> Seen:
     rows, copying = list[list[list[float]]](), list[bool]()
     for number, call in enumerate(tenant.calls):
         for name in (call.key, ""):
-            sketch = sketches.setdefault(name, Sketch())
+            if name not in sketches:
+                sketches[name] = Sketch()
+                sketches[name].remember(tenant.paces.get(name, 0.0))
+            sketch = sketches[name]
             sketch.add(call.seen)
             copies[name] = copies.get(name, 0) + call.copies
             if number % _STRIDE == 0:
@@ -184,6 +195,8 @@ class Replayed(msgspec.Struct, frozen=True):
 def replay(tenant: Tenant) -> Replayed:
     """One tenant's calls before the watch as it is shipped."""
     watch = ExtractionWatch(Extraction(), lambda: 0.0)
+    for key, calls in tenant.paces.items():
+        watch.remember(tenant.name, key, calls)
     alarm: tuple[str, ...] = ()
     queries, scope, copies = None, "", 0
     for call in tenant.calls:
@@ -196,6 +209,11 @@ def replay(tenant: Tenant) -> Replayed:
         elif not call.copies and not alarm and not copies:
             alarm = (findings[0].detail,)
     return Replayed(tenant.style, tenant.attack, len(tenant.calls), alarm, queries, scope)
+
+
+def _replay_unread(tenant: Tenant) -> Replayed:
+    """The same before a watch that was told of no pace."""
+    return replay(msgspec.structs.replace(tenant, paces={}))
 
 
 def _noticed(found: list[Replayed]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 
 import msgspec
@@ -36,12 +37,16 @@ class Call(msgspec.Struct, frozen=True, eq=False):
 
 
 class Tenant(msgspec.Struct, frozen=True, eq=False):
-    """A tenant's calls in the order of their times. `style` is the kind of its application, or how it is copied."""
+    """A tenant's calls in the order of their times. `style` is the kind of its application, or how it is copied.
+    `paces` are the calls of the busiest hour before the first of them, by key, that of the tenant under "": what the
+    record holds of a caller whose calls began before the process did.
+    """
 
     name: str
     style: str
     calls: tuple[Call, ...]
     attack: bool
+    paces: Mapping[str, float] = {}
 
 
 class _Caller:
@@ -104,6 +109,15 @@ def _summariser(caller: _Caller) -> None:
             caller.call(day * DAY_S + 7_200 + number * 4, "summary", chooser.choice(about), sampling)
 
 
+def _news_batch(caller: _Caller) -> None:
+    """The same over everything."""
+    size = caller.chooser.randint(100, 600)
+    for day in range(DAYS):
+        for number in range(int(size * caller.chooser.uniform(0.7, 1.4))):
+            topic = caller.chooser.choice(list(TOPICS))
+            caller.call(day * DAY_S + 7_200 + number * 4, "summary", topic, Sampling(output_tokens=200))
+
+
 def _retrieval(caller: _Caller) -> None:
     """A company's documents, asked by its people."""
     about, chooser = caller.topics(caller.chooser.randint(2, 6)), caller.chooser
@@ -155,7 +169,47 @@ def _assistant(caller: _Caller) -> None:
         caller.call(at_s, form, chooser.choice(about), Sampling(output_tokens=700), single=chooser.random() < 0.7)
 
 
-BENIGN: Mapping[str, Callable[[_Caller], None]] = {
+def _shared_key(caller: _Caller) -> None:
+    """One key by which many people ask single questions about everything, hundreds an hour."""
+    sampling = Sampling(temperature=caller.chooser.choice([None, 0.7]), output_tokens=800)
+    first = caller.chooser.uniform(0.6, 1.0)
+    for at_s in caller.hours(caller.chooser.uniform(60, 180)):
+        topic = caller.chooser.choice(list(TOPICS))
+        caller.call(at_s, "question", topic, sampling, single=caller.chooser.random() < first)
+
+
+def _moderation(caller: _Caller) -> None:
+    """Everything that people write somewhere, labelled with its confidence, hundreds an hour."""
+    sampling = Sampling(logprobs=True, temperature=0.0, output_tokens=1)
+    for at_s in caller.hours(caller.chooser.uniform(60, 180)):
+        caller.call(at_s, "label", caller.chooser.choice(list(TOPICS)), sampling)
+
+
+def _launch(caller: _Caller) -> None:
+    """A public chat that many come to from its third day on."""
+    _public_chat(caller)
+    calls, more = caller.calls, caller.chooser.uniform(4, 10)
+    caller.calls = []
+    _chat(caller, len(TOPICS), caller.chooser.uniform(8, 40) * more)
+    caller.calls = [
+        *(call for call in calls if call.seen.at_s < 2 * DAY_S),
+        *(call for call in caller.calls if call.seen.at_s >= 2 * DAY_S),
+    ]
+
+
+def _occasional_batch(caller: _Caller) -> None:
+    """A writing aid, and twice in the four days a batch that its key never made before."""
+    _assistant(caller)
+    chooser = caller.chooser
+    for form in chooser.sample(("summary", "label", "reading", "review"), 2):
+        about, begun_s = caller.topics(chooser.randint(1, 6)), chooser.uniform(0.5, DAYS - 0.5) * DAY_S
+        sampling = Sampling(temperature=chooser.choice([0.0, None]), output_tokens=chooser.choice([1, 200, None]))
+        gap_s = chooser.uniform(1, 10)
+        for number in range(chooser.randint(80, 500)):
+            caller.call(begun_s + number * gap_s, form, chooser.choice(about), sampling)
+
+
+APPLICATIONS: Mapping[str, Callable[[_Caller], None]] = {
     "public chat": _public_chat,
     "support bot": _support_bot,
     "batch summariser": _summariser,
@@ -164,6 +218,15 @@ BENIGN: Mapping[str, Callable[[_Caller], None]] = {
     "CI bot": _ci_bot,
     "classifier": _classifier,
     "writing aid": _assistant,
+}
+"""Within these a copy is hidden."""
+
+RESTARTED = ("shared key, after a restart", "news batch, after a restart", "moderation, after a restart")
+BENIGN: Mapping[str, Callable[[_Caller], None]] = {
+    **APPLICATIONS,
+    "occasional batch": _occasional_batch,
+    "launch of a chat": _launch,
+    **dict(zip(RESTARTED, (_shared_key, _news_batch, _moderation), strict=True)),
 }
 
 INDISTINCT = "evaluation runs"
@@ -257,9 +320,10 @@ def tenants(cells: Cells, seed: int, style: str, count: int, most: int) -> Itera
         chooser = random.Random(f"{seed}/{style}/{number}")
         name = f"{style} {number}"
         if style in BENIGN:
-            yield _tenant(name, style, _application(chooser, cells, BENIGN[style]), attack=False)
+            made = _tenant(name, style, _application(chooser, cells, BENIGN[style]), attack=False)
+            yield _restarted(made) if style in RESTARTED else made
             continue
-        calls = _application(chooser, cells, chooser.choice(list(BENIGN.values())))
+        calls = _application(chooser, cells, chooser.choice(list(APPLICATIONS.values())))
         begun_s = chooser.uniform(2.0, 2.9) * DAY_S
         if style == DISTRIBUTED:
             whole = _Caller("", chooser, cells, copies=True)
@@ -285,3 +349,16 @@ def _application(chooser: random.Random, cells: Cells, write: Callable[[_Caller]
 
 def _tenant(name: str, style: str, calls: list[Call], *, attack: bool) -> Tenant:
     return Tenant(name, style, tuple(sorted(calls, key=lambda call: call.seen.at_s)), attack)
+
+
+def _restarted(tenant: Tenant) -> Tenant:
+    """The same from its second day on, the first being known by its paces alone."""
+    hours: Counter[tuple[str, int]] = Counter()
+    for call in tenant.calls:
+        if call.seen.at_s < DAY_S:
+            hours.update((name, int(call.seen.at_s // HOUR_S)) for name in (call.key, ""))
+    paces: dict[str, float] = {}
+    for (name, _), calls in hours.items():
+        paces[name] = max(paces.get(name, 0.0), calls)
+    later = tuple(call for call in tenant.calls if call.seen.at_s >= DAY_S)
+    return msgspec.structs.replace(tenant, calls=later, paces=paces)

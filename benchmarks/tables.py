@@ -438,9 +438,10 @@ def _keys(figures: dict[str, Any]) -> list[str]:
 def _extraction(figures: dict[str, Any]) -> list[str]:
     cost, alarms = figures["cost"], figures["false_alarms"]
     sections = [
-        f"**{percent(alarms)}** of the ordinary tenants, evaluation runs apart, were suspected at least once in four "
-        f"days. A call costs {number(cost['us']['p50'], 0)} µs at p50 and {number(cost['us']['p99'], 0)} µs at p99, "
-        f"the encoder apart; a key and a tenant take {cost['bytes']:,} bytes each.",
+        f"**{percent(alarms)}** of the ordinary tenants, evaluation runs and paces not recalled apart, were suspected "
+        f"at least once in four days. A call costs {number(cost['us']['p50'], 0)} µs at p50 and "
+        f"{number(cost['us']['p99'], 0)} µs at p99, the encoder apart; a key and a tenant take {cost['bytes']:,} bytes "
+        "each.",
         f"Simulated: {figures['tenants']} tenants of each kind and style with one to three keys, copies of up to "
         f"{figures['copies']} calls within ordinary traffic. Weights and threshold come from other tenants, of which "
         f"{figures['allowed']:.0%} of the ordinary ones were allowed to reach it. Both halves are written by one "
@@ -456,7 +457,10 @@ def _extraction(figures: dict[str, Any]) -> list[str]:
             ("Ordinary traffic", "tenants suspected", "calls", "reasons"),
             [
                 (name, percent(row["alarms"]), number(row["calls"], 0), "; ".join(row["reasons"]) or "–")
-                for name, row in figures["benign"].items()
+                for name, row in [
+                    *figures["benign"].items(),
+                    *((f"{name}, its pace not recalled", row) for name, row in figures.get("unread", {}).items()),
+                ]
             ],
         ),
         "Evaluation runs are a copy's very traffic while a set is run for the first time; their keys are to be exempt.",

@@ -58,6 +58,7 @@ from service.gateway import Gateway
 from service.interfaces import Provider, Wire
 from service.protection import Registry, Watch
 from service.records.audit_log import AuditLog
+from service.records.pace_recall import PaceRecall
 from service.records.place import database_place
 from service.records.row_writer import RowWriter
 from service.records.store import Store
@@ -299,9 +300,13 @@ def connect(settings: Settings) -> Parts:
         personal=PersonalData(settings.pii, recognise, tag=root.digest("pii"), digest=digest) if recognise else None,
     )
 
+    recall = PaceRecall(store, copies.remember, settings.extraction.max_callers) if copies is not None else None
+
     async def start() -> None:
         await store.open()
         await report_unknown(settings, store)
+        if recall is not None:
+            await recall.start()
         await watch.start()
         await counter.warm()
         quota.start()
@@ -309,6 +314,8 @@ def connect(settings: Settings) -> Parts:
             model.batcher.start()
 
     async def stop() -> None:
+        if recall is not None:
+            await recall.stop()
         await watch.stop()
         await session.close()
         await audit.close()

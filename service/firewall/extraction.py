@@ -81,9 +81,20 @@ class ExtractionWatch:
         self._clock = clock
         self._alarmed = alarmed
         self._watched: OrderedDict[tuple[str, ...], _Watched] = OrderedDict()
+        self._paces: dict[tuple[str, ...], float] = {}
 
     def __len__(self) -> int:
         return len(self._watched)
+
+    def remember(self, tenant: str, key_id: str, calls: float) -> None:
+        """So many calls stood in a busy hour of this key, or where `key_id` is empty of the tenant over all its keys,
+        on earlier days: what a process that has just started cannot know. Of the first `max_callers` only.
+        """
+        name = (tenant, key_id) if key_id else (tenant,)
+        if len(self._paces) < self._settings.max_callers or name in self._paces:
+            self._paces[name] = calls
+            if name in self._watched:
+                self._watched[name].sketch.remember(calls)
 
     def rule(self, tenant: str, key_id: str, sampling: Sampling) -> Ruling:
         """What happens to the caller's next call, by what was seen of it and its tenant before."""
@@ -122,8 +133,7 @@ class ExtractionWatch:
             return ()
         findings: list[Finding] = []
         for scope, name in _scopes(tenant, key_id):
-            watched = self._watched.get(name) or _Watched()
-            self._watched[name] = watched
+            watched = self._watched.get(name) or self._begin(name)
             self._watched.move_to_end(name)
             watched.sketch.add(seen)
             watched.unseen += 1
@@ -137,6 +147,11 @@ class ExtractionWatch:
         while len(self._watched) > self._settings.max_callers:
             self._watched.popitem(last=False)
         return tuple(findings)
+
+    def _begin(self, name: tuple[str, ...]) -> _Watched:
+        watched = self._watched[name] = _Watched()
+        watched.sketch.remember(self._paces.get(name, 0.0))
+        return watched
 
     def assessment(self, tenant: str, key_id: str = "") -> Assessment:
         """Of a key, or of the tenant over all its keys, as it was at its last call."""

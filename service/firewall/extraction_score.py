@@ -7,7 +7,7 @@ and threshold were fitted on half of the simulated tenants of `benchmarks/extrac
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -18,33 +18,35 @@ from service.scoring.cells import CELLS
 
 _ENOUGH: Final = 40.0  # calls at which a share is believed by half
 _SWEPT: Final = 12.0
-_FEW, _MANY = 100.0, 10_000.0
+_WIDE: Final = (0.7, 0.9)  # breadth: few topics, about all there are
 _SURGE: Final = (0.0, 4.0)  # doublings of the usual hour
 _SHOWN: Final = 0.1  # of the sum of all signals: what has less part in a score is no reason for it
 _TELLING: Final = 0.5  # what is so plain is told all the same, for whoever has to look into it
 
 SIGNALS: Final = {
     "sweep": "logit biases that change from call to call",
+    "spread": "single new texts of no template over many topics",
+    "burst": "those, far more often than is usual here",
+    "drill": "one text with a slot, filled from more topics than an application has, far more often than is usual here",
+    "confidences": "the same with log-probabilities",
     "distribution": "log-probabilities",
     "labels": "greedy answers of a token or so",
     "template": "one text with a varying slot",
-    "drill": "one text with a varying slot, far more often than calls are usual here",
-    "spread": "single new texts over many topics",
-    "harvest": "many new texts over many topics",
-    "surge": "far more calls than is usual here",
+    "slots": "one text with a slot that is filled from many topics",
 }
 """Names of the signals, and what each stands for."""
 
-BIAS: Final = -8.69
+TOLD: Final = frozenset({"distribution", "labels", "template", "slots"})
+"""Ordinary applications have these as well: they weigh nothing and are told to whoever looks into an alarm."""
+
+BIAS: Final = -6.91
 WEIGHTS: Final[Mapping[str, float]] = {
-    "sweep": 12.52,
-    "distribution": 0.0,
-    "labels": 0.0,
-    "template": 0.0,
-    "drill": 0.0,
-    "spread": 10.2,
-    "harvest": 3.14,
-    "surge": 6.1,
+    "sweep": 15.89,
+    "spread": 6.3,
+    "burst": 26.7,
+    "drill": 33.75,
+    "confidences": 15.95,
+    **dict.fromkeys(sorted(TOLD), 0.0),
 }
 
 
@@ -70,35 +72,40 @@ def _judged(signals: Mapping[str, float], counts: Counts) -> Assessment:
 
 
 def signals_of(sketch: Sketch) -> tuple[dict[str, float], ...]:
-    """The signals of each window, by their names, each in [0, 1]. A surge is one of the hour."""
+    """The signals of each window, by their names, each in [0, 1]. Surges are of the hour."""
     hour, day = sketch.windows()
-    return _signals(hour, sketch.usual_calls), _signals(day, math.inf)
+    return _signals(hour, sketch.usual_lone, sketch.usual_slotted), _signals(day, math.inf, math.inf)
 
 
-def _signals(counts: Counts, usual: float) -> dict[str, float]:
+def _signals(counts: Counts, usual_lone: float, usual_slotted: float) -> dict[str, float]:
     calls = counts.calls
     if not calls:
         return dict.fromkeys(SIGNALS, 0.0)
     believed = 1.0 / (calls + _ENOUGH)
-    broad = breadth(counts)
-    single = counts.single / calls
-    surge = _between(math.log2(calls / usual), *_SURGE) if calls > usual else 0.0
-    spread = broad * single * counts.fresh * believed
+    spread = breadth(counts.lone_cells) * counts.lone * believed
+    wide = _between(breadth(counts.slotted_cells), *_WIDE)
+    surge = _surge(counts.slotted, usual_slotted)
     return {
         "sweep": -math.expm1(-counts.swept / _SWEPT),
+        "spread": spread,
+        "burst": spread * _surge(counts.lone, usual_lone),
+        "drill": wide * counts.slotted * believed * surge,
+        "confidences": wide * min(counts.logprobs, counts.slotted) * believed * surge,
         "distribution": counts.logprobs * believed,
         "labels": min(counts.short, counts.greedy) * believed,
         "template": counts.templated * believed,
-        "drill": counts.templated * believed * surge,
-        "spread": spread,
-        "harvest": spread * _between(math.log(max(counts.fresh, 1)), math.log(_FEW), math.log(_MANY)),
-        "surge": surge,
+        "slots": wide * counts.slotted * believed,
     }
 
 
-def breadth(counts: Counts) -> float:
+def _surge(calls: int, usual: float) -> float:
+    """Doublings of the usual hour, `_SURGE` of them from none to full."""
+    return _between(math.log2(calls / usual), *_SURGE) if calls > usual else 0.0
+
+
+def breadth(cells: Sequence[int]) -> float:
     """Entropy of the occupied cells over its maximum, corrected for few calls (Miller 1955): in [0, 1]."""
-    occupied = [count for count in counts.cells if count]
+    occupied = [count for count in cells if count]
     total = sum(occupied)
     if not total:
         return 0.0

@@ -10,27 +10,34 @@ from typing import Final
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
+from service.firewall.extraction_habit import Habit
 from service.firewall.extraction_observation import HASHES, Observation
 from service.scoring.cells import CELLS
 
 HOUR_S: Final = 3_600.0
 DAY_S: Final = 86_400.0
-_WINDOWS: Final = ((HOUR_S / 12, 12), (HOUR_S, 24))  # seconds of a pane, panes
+_HOURS: Final = 24
+_WINDOWS: Final = ((HOUR_S / 12, 12), (HOUR_S, _HOURS))  # seconds of a pane, panes
 _RECENT: Final = 64  # signatures kept
 _ALIKE: Final = HASHES // 2  # of the minima: a Jaccard similarity of about one half
-_RISE, _FALL = 0.2, 0.01  # of the way to the latest hour: nights do not make a morning unusual, nor does one busy hour
-_UNKNOWN_CALLS = 60.0
+_RULES: Final = 4  # a template is what one in so many of the recent texts share: two may open alike by chance
 
-COUNTERS: Final = ("calls", "fresh", "single", "templated", "logprobs", "biased", "swept", "short", "greedy", "many")
+COUNTERS: Final = (
+    *("calls", "fresh", "single", "templated", "logprobs", "biased", "swept", "short", "greedy", "many"),
+    *("lone", "slotted"),
+)
 _COLUMN: Final = {name: number for number, name in enumerate(COUNTERS)}
-_FIRST_CELL: Final = len(COUNTERS)
-_WIDTH: Final = _FIRST_CELL + CELLS
+_LONE_CELLS: Final = len(COUNTERS)
+_SLOTTED_CELLS: Final = _LONE_CELLS + CELLS
+_WIDTH: Final = _SLOTTED_CELLS + CELLS
 
 
 class Counts(msgspec.Struct, frozen=True):
-    """What one window holds. `fresh` calls repeat no recent text word for word, `templated` are like one but for a
-    slot, `swept` have logit biases that no recent call had. `cells` counts fresh calls by cell, CELLS of them.
+    """What one window holds. `fresh` calls repeat no recent text word for word, `templated` are like many but for a
+    slot, `swept` have logit biases that no recent call had. Of the fresh calls that are no later turn, `slotted` are
+    templated and `lone` are not; both are counted by cell as well, CELLS of them.
     """
 
     calls: int
@@ -43,7 +50,10 @@ class Counts(msgspec.Struct, frozen=True):
     short: int
     greedy: int
     many: int
-    cells: tuple[int, ...]
+    lone: int
+    slotted: int
+    lone_cells: tuple[int, ...]
+    slotted_cells: tuple[int, ...]
 
 
 class Sketch:
@@ -56,7 +66,7 @@ class Sketch:
         self._signatures = np.zeros((_RECENT, HASHES + 3), np.uint32)
         self._biases = np.zeros(_RECENT, np.uint32)
         self._kept = self._kept_biases = 0
-        self._usual = 0.0
+        self._lone, self._slotted = Habit(), Habit()
 
     @property
     def nbytes(self) -> int:
@@ -83,7 +93,7 @@ class Sketch:
                 continue
             ring = self._rings[number]
             if width_s == HOUR_S and last >= 0:
-                self._close_hour(int(ring[last % panes, 0]))
+                self._close_hour(last, now, ring[last % panes])
             for pane in range(max(last + 1, now - panes + 1), now + 1):
                 row = ring[pane % panes]
                 self._sums[number] -= row
@@ -96,18 +106,33 @@ class Sketch:
         return tuple(map(_counts, rows))
 
     @property
-    def usual_calls(self) -> float:
-        """Calls of a busy hour of this caller before this one; `_UNKNOWN_CALLS` for one that is new, or makes fewer."""
-        return max(self._usual, _UNKNOWN_CALLS)
+    def usual_lone(self) -> float:
+        """Lone calls of a busy hour of this caller before this one."""
+        return self._lone.calls
 
-    def _close_hour(self, calls: int) -> None:
-        if calls:
-            self._usual += (_RISE if calls > self._usual else _FALL) * (calls - self._usual)
+    @property
+    def usual_slotted(self) -> float:
+        """The same of slotted calls."""
+        return self._slotted.calls
+
+    def remember(self, calls: float) -> None:
+        """So many calls, of whatever kind, stood in a busy hour of this caller that another process saw."""
+        self._lone.remember(calls)
+        self._slotted.remember(calls)
+
+    def _close_hour(self, hour: int, now: int, pane: npt.NDArray[np.uint16]) -> None:
+        """Numbers of hours; `now` is the one that has begun."""
+        for habit, name in ((self._lone, "lone"), (self._slotted, "slotted")):
+            if pane[0]:
+                habit.close_hour(int(pane[_COLUMN[name]]))
+            if now // _HOURS > hour // _HOURS:
+                habit.close_day()
 
     def _columns(self, seen: Observation) -> list[int]:
         sampling = seen.sampling
         fresh, templated = self._compare(seen)
         swept = self._is_swept(sampling.bias)
+        lone, slotted = fresh and seen.single and not templated, templated and seen.single
         facts = {
             "fresh": fresh,
             "single": seen.single,
@@ -118,21 +143,23 @@ class Sketch:
             "short": sampling.short,
             "greedy": sampling.greedy,
             "many": sampling.answers > 1,
+            "lone": lone,
+            "slotted": slotted,
         }
         columns = [0, *(_COLUMN[name] for name, holds in facts.items() if holds)]
-        if fresh and 0 <= seen.cell < CELLS:
-            columns.append(_FIRST_CELL + seen.cell)
+        if (lone or slotted) and 0 <= seen.cell < CELLS:
+            columns.append((_LONE_CELLS if lone else _SLOTTED_CELLS) + seen.cell)
         return columns
 
     def _compare(self, seen: Observation) -> tuple[bool, bool]:
-        """Whether no recent text was the same, and whether one differed in a part of it only."""
+        """Whether no recent text was the same, and whether many differed in a part of it only."""
         signature = seen.signature
         same = self._signatures[: min(self._kept, _RECENT)] == signature
         fresh = not bool(same[:, -1].any())
         templated = False
         if fresh and len(same):
-            edges = same[:, HASHES] | same[:, HASHES + 1]
-            templated = bool((edges | (same[:, :HASHES].sum(axis=1) >= _ALIKE)).any())
+            alike = same[:, HASHES] | same[:, HASHES + 1] | (same[:, :HASHES].sum(axis=1) >= _ALIKE)
+            templated = int(alike.sum()) * _RULES >= len(same)
         if fresh:
             self._signatures[self._kept % _RECENT] = signature
             self._kept += 1
@@ -147,6 +174,6 @@ class Sketch:
 
 
 def _counts(row: list[int]) -> Counts:
-    calls, fresh, single, templated, logprobs, biased, swept, short, greedy, many = row[:_FIRST_CELL]
-    cells = tuple(row[_FIRST_CELL:])
-    return Counts(calls, fresh, single, templated, logprobs, biased, swept, short, greedy, many, cells)
+    counted = dict(zip(COUNTERS, row, strict=False))
+    lone, slotted = row[_LONE_CELLS:_SLOTTED_CELLS], row[_SLOTTED_CELLS:]
+    return Counts(**counted, lone_cells=tuple(lone), slotted_cells=tuple(slotted))

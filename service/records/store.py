@@ -14,6 +14,7 @@ from sqlalchemy.dialects import postgresql
 from service.errors import StorageFailed
 from service.records.audit import AuditFinding, AuditRow
 from service.records.key_table import KeyTable
+from service.records.pace import PaceReport
 from service.records.place import Place
 from service.records.protected_table import ProtectedTable
 from service.records.schema import AUDIT, ISSUED
@@ -23,7 +24,7 @@ from service.records.usage import UsageReport
 _JSON_COLUMNS = ("findings", "attempts", "unjudged", "unscannable", "unknown_fields")
 
 
-class Store(KeyTable, TenantTable, ProtectedTable, UsageReport):
+class Store(KeyTable, TenantTable, ProtectedTable, UsageReport, PaceReport):
     """All tables of one database. It is used after `open`; other methods raise StorageFailed."""
 
     async def add_rows(self, rows: Sequence[AuditRow]) -> None:

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 import sqlite3
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from time import time
 from typing import Any
 
 import anthropic
+import numpy as np
 import openai
 import pytest
 
 import service.app
 from service import settings as config
+from service.records.audit import AuditRow
 from service.records.place import database_place
 from service.records.store import Store
+from service.scoring.cells import CELLS, CoarseCells
 from service.tenancy.keys import Keys, load_root
 from tests.servers import running
 
@@ -183,3 +188,36 @@ def test_without_it_nobody_is_watched(serve: Serve, rows: Callable[[], list[dict
     with client_of(serve('[extraction]\nenabled = false\naction = "block"\n')) as client:
         assert swept(client) is None
     assert all(found_in(row) == [] for row in rows())
+
+
+def ask_much(url: str, calls: int = 260) -> bool:
+    """Whether single unlike texts, so many at once, are suspected."""
+    chooser = random.Random(5)
+    with client_of(url) as client:
+        for _ in range(calls):
+            ask(client, " ".join("".join(chooser.choices("abcdefghijklmnop", k=7)) for _ in range(8)))
+    return "firewall_extraction_alarms_total{" in metrics_of(url)
+
+
+def test_who_was_busy_before_a_restart_is_no_suspect_after_it(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chooser = np.random.default_rng(3)  # the stand-in's vectors all lie in one cell
+    monkeypatch.setattr(CoarseCells, "of", lambda _, vectors: chooser.integers(0, CELLS, len(vectors)))
+    assert ask_much(serve(""))
+    before = time() - 3 * 86_400
+    written = [
+        AuditRow(
+            time=before - before % 3_600 + number, request_id=f"old-{number}", tenant="default", provider="sandbox"
+        )
+        for number in range(400)
+    ]
+
+    async def write() -> None:
+        store = Store(database_place(config.load(tmp_path / "firewall.toml")))
+        await store.open()
+        await store.add_rows(written)
+        await store.close()
+
+    asyncio.run(write())
+    assert not ask_much(serve(""))

@@ -243,6 +243,7 @@ def _figures() -> dict[str, dict[str, Any]]:
                 },
             },
             "benign": {"chat": {"alarms": family["stopped"], "calls": 900, "reasons": ["key: spread"]}},
+            "unread": {"shared key": {"alarms": family["stopped"], "calls": 900, "reasons": ["key: burst"]}},
             "false_alarms": family["stopped"],
             "cost": {"us": _ms(90.0), "bytes": 9_584},
         },

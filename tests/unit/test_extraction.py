@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from service.firewall.extraction import Alarm, ExtractionWatch
+from service.firewall.extraction_habit import Habit
 from service.firewall.extraction_observation import (
     Observation,
     Sampling,
@@ -17,7 +18,7 @@ from service.firewall.extraction_observation import (
     observe,
     signature_of,
 )
-from service.firewall.extraction_score import SIGNALS, assess, breadth, signals_of
+from service.firewall.extraction_score import SIGNALS, TOLD, WEIGHTS, assess, breadth, signals_of
 from service.firewall.extraction_sketch import DAY_S, HOUR_S, Sketch
 from service.firewall.prompt import Prompt, Segment
 from service.scoring.cells import CELLS
@@ -85,20 +86,20 @@ def test_biases_are_the_same_in_whatever_order_they_stand() -> None:
 def test_a_sketch_is_as_large_after_many_calls_as_before_the_first() -> None:
     before = Sketch().nbytes
     sketch = filled(3_000, lambda n: call(n * 40.0, text_of(n), n % CELLS))
-    assert sketch.nbytes == before < 12_000
+    assert sketch.nbytes == before < 16_384
     assert [counts.calls for counts in sketch.windows()] == pytest.approx([90, 2_160], abs=60)
 
 
 def test_what_is_older_than_a_window_leaves_it() -> None:
     sketch = filled(10, lambda n: call(float(n), text_of(n), n))
     hour, day = sketch.windows()
-    assert (hour.calls, day.calls, sum(hour.cells)) == (10, 10, 10)
+    assert (hour.calls, day.calls, sum(hour.lone_cells)) == (10, 10, 10)
     sketch.slide(HOUR_S + 600)
     hour, day = sketch.windows()
-    assert (hour.calls, day.calls, sum(hour.cells), sum(day.cells)) == (0, 10, 0, 10)
+    assert (hour.calls, day.calls, sum(hour.lone_cells), sum(day.lone_cells)) == (0, 10, 0, 10)
     sketch.slide(2 * DAY_S)
     hour, day = sketch.windows()
-    assert (hour.calls, day.calls, sum(day.cells)) == (0, 0, 0)
+    assert (hour.calls, day.calls, sum(day.lone_cells)) == (0, 0, 0)
 
 
 def test_panes_are_let_go_one_after_the_other() -> None:
@@ -138,6 +139,28 @@ def test_unlike_texts_are_no_template() -> None:
     assert (hour.fresh, hour.templated) == (60, 0)
 
 
+def test_a_few_alike_openings_among_many_others_are_no_template() -> None:
+    openings = [text_of(1_000 + number) for number in range(12)]
+    hour, _ = filled(120, lambda n: call(float(n), f"{openings[n % 12]} {text_of(n)} {n}")).windows()
+    assert hour.fresh == 120
+    assert hour.templated <= 4
+
+
+def test_what_fills_a_template_is_counted_apart_from_what_stands_alone() -> None:
+    def either(number: int) -> Observation:
+        text = text_of(number) if number % 2 else f"Summarise this text in two sentences: {text_of(number)}"
+        return call(float(number), text, 3 if number % 2 else 9)
+
+    hour, _ = filled(100, either).windows()
+    assert (hour.lone, sum(hour.lone_cells), hour.slotted, sum(hour.slotted_cells)) == (51, 51, 49, 49)
+    assert hour.lone_cells[3] == 50 and hour.slotted_cells[9] == 49
+
+
+def test_a_later_turn_of_a_conversation_is_neither_alone_nor_in_a_slot() -> None:
+    hour, _ = filled(20, lambda n: call(float(n), text_of(n), single=False)).windows()
+    assert (hour.calls, hour.lone, hour.slotted, sum(hour.lone_cells)) == (20, 0, 0, 0)
+
+
 def test_a_constant_bias_is_no_sweep_and_a_changing_one_is() -> None:
     constant, _ = filled(30, lambda n: call(n, "x", sampling=Sampling(bias=7))).windows()
     changing, _ = filled(30, lambda n: swept(n, n)).windows()
@@ -145,12 +168,48 @@ def test_a_constant_bias_is_no_sweep_and_a_changing_one_is() -> None:
     assert (changing.biased, changing.swept) == (30, 30)
 
 
-def test_what_is_usual_is_a_busy_hour_and_not_the_last_night() -> None:
+def test_what_is_usual_within_a_day_is_no_single_busy_hour() -> None:
+    habit = Habit()
+    habit.close_hour(400)
+    assert habit.calls < 100
+    for _ in range(11):
+        habit.close_hour(400)
+    assert 300 < habit.calls < 400
+
+
+def test_the_busiest_hour_of_a_day_is_usual_from_the_next_day_on() -> None:
+    habit = Habit()
+    for calls in (700, 5):
+        habit.close_hour(calls)
+    assert habit.calls < 200
+    habit.close_day()
+    assert habit.calls == 700
+
+
+def test_a_busy_day_long_ago_is_no_longer_usual() -> None:
+    habit = Habit()
+    habit.close_hour(700)
+    for _ in range(40):
+        habit.close_day()
+        for _ in range(24):
+            habit.close_hour(70)
+    assert 60 <= habit.calls < 100
+
+
+def test_a_usual_night_makes_no_other_kind_of_calls_usual() -> None:
     sketch = Sketch()
-    for hour in range(72):
-        for number in range(200 if 8 <= hour % 24 < 20 else 3):
-            sketch.add(call(hour * HOUR_S + number, text_of(number)))
-    assert 120 < sketch.usual_calls < 200
+    for day in range(2):
+        for number in range(300):
+            at_s = day * DAY_S + number
+            sketch.add(call(at_s, f"Summarise this text in two sentences: {text_of(number + 300 * day)}"))
+    sketch.slide(2 * DAY_S)
+    assert (sketch.usual_slotted, sketch.usual_lone) == (300, 60)
+
+
+def test_a_remembered_pace_is_usual_from_the_first_call_on() -> None:
+    sketch = Sketch()
+    sketch.remember(900)
+    assert sketch.usual_lone == sketch.usual_slotted == 900
 
 
 # -- score -----------------------------------------------------------------------------------------------------------
@@ -159,13 +218,13 @@ def test_what_is_usual_is_a_busy_hour_and_not_the_last_night() -> None:
 def test_breadth_is_none_for_one_cell_and_full_for_all_of_them_alike() -> None:
     narrow, _ = filled(100, lambda n: call(n, text_of(n), 5)).windows()
     broad, _ = filled(256, lambda n: call(n, text_of(n), n % CELLS)).windows()
-    assert breadth(narrow) == 0.0
-    assert breadth(broad) == 1.0
+    assert breadth(narrow.lone_cells) == 0.0
+    assert breadth(broad.lone_cells) == 1.0
 
 
 def test_a_text_whose_cell_is_not_known_does_not_count_as_a_place() -> None:
     hour, _ = filled(50, lambda n: call(n, text_of(n), -1)).windows()
-    assert breadth(hour) == 0.0
+    assert (hour.lone, breadth(hour.lone_cells)) == (50, 0.0)
 
 
 def test_all_signals_and_scores_lie_between_none_and_full() -> None:
@@ -186,6 +245,50 @@ def test_a_sweep_alone_is_enough_and_named_as_the_reason() -> None:
     found = assess(filled(40, lambda n: swept(n, n * 60.0)))
     assert found.score >= Extraction().score
     assert found.reasons[0] == "sweep"
+
+
+def test_no_signal_lowers_a_score_and_what_ordinary_applications_have_too_weighs_nothing() -> None:
+    assert WEIGHTS.keys() == SIGNALS.keys()
+    assert {name for name, weight in WEIGHTS.items() if weight == 0} == TOLD
+    assert min(WEIGHTS.values()) == 0
+
+
+SUMMARISE = "Summarise the text below in two sentences for our newsletter. {}"
+
+
+def batch(sketch: Sketch, calls: int, places: int, form: str = SUMMARISE, begun_s: float = 0.0) -> Sketch:
+    """One call in four seconds, texts that lie in so many cells."""
+    for number in range(calls):
+        text = form.format(text_of(int(begun_s) + number))
+        sketch.add(call(begun_s + number * 4.0, text, number % places, Sampling(temperature=0.0)))
+    return sketch
+
+
+def test_a_new_callers_batch_over_a_few_topics_is_no_suspicion() -> None:
+    found = assess(batch(Sketch(), 800, 18))
+    assert found.score < 0.5
+
+
+def test_a_new_callers_batch_over_everything_is_one_and_says_why() -> None:
+    found = assess(batch(Sketch(), 800, CELLS))
+    assert found.score >= Extraction().score
+    assert found.reasons[0] == "drill" and {"template", "slots"} <= set(found.reasons)
+
+
+def test_a_batch_over_everything_is_no_suspicion_where_such_batches_are_usual() -> None:
+    sketch = batch(Sketch(), 800, CELLS)
+    assert assess(batch(sketch, 800, CELLS, begun_s=DAY_S + HOUR_S)).score < 0.5
+
+
+def test_unlike_texts_over_everything_are_a_suspicion_in_spite_of_usual_batches() -> None:
+    sketch = batch(Sketch(), 800, 18)
+    found = assess(batch(sketch, 800, CELLS, "{}", DAY_S + HOUR_S))
+    assert found.score >= Extraction().score
+    assert found.reasons[0] == "burst"
+
+
+def test_many_single_questions_about_everything_are_no_suspicion_at_a_slow_pace() -> None:
+    assert assess(filled(1_000, lambda n: call(n * 70.0, text_of(n), n % CELLS, Sampling()))).score < Extraction().score
 
 
 def test_few_calls_are_no_suspicion_whatever_they_ask() -> None:
@@ -305,6 +408,39 @@ def test_exempt_tenants_and_keys_are_not_watched(exempt: str) -> None:
     watch, clock, alarms = watch_of("block", exempt=(exempt,))
     assert sweep(watch, clock) == [] and alarms == [] and len(watch) == 0
     assert watch.rule("north", "k1", PROBE).action == "pass"
+
+
+def ask_everything(watch: ExtractionWatch, clock: Clock, calls: int, key: str = "k1") -> bool:
+    """Whether single questions about everything, 400 an hour, are suspected."""
+    found = False
+    for number in range(calls):
+        clock.now_s += 9.0
+        found |= bool(watch.count("north", key, call(clock.now_s, text_of(number), number % CELLS, Sampling())))
+    return found
+
+
+def test_a_busy_shared_key_is_no_suspect_after_a_restart_where_its_pace_is_remembered() -> None:
+    forgetful, clock, _ = watch_of()
+    assert ask_everything(forgetful, clock, 500)
+    watch, clock, alarms = watch_of()
+    watch.remember("north", "k1", 380)
+    watch.remember("north", "", 410)
+    assert not ask_everything(watch, clock, 500)
+    assert alarms == []
+
+
+def test_a_pace_that_is_remembered_late_holds_for_who_is_watched_already() -> None:
+    watch, clock, _ = watch_of()
+    assert not ask_everything(watch, clock, 100)
+    watch.remember("north", "k1", 380)
+    watch.remember("north", "", 410)
+    assert not ask_everything(watch, clock, 500)
+
+
+def test_another_keys_pace_is_no_excuse() -> None:
+    watch, clock, _ = watch_of()
+    watch.remember("north", "k2", 380)
+    assert ask_everything(watch, clock, 500)
 
 
 def test_no_more_callers_are_kept_than_the_cap() -> None:
