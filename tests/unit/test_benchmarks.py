@@ -308,8 +308,8 @@ def test_a_part_that_was_not_measured_is_named_and_a_quick_run_is_marked() -> No
     quick = {name: msgspec.structs.replace(part, quick=True) for name, part in results.parts.items()}
 
     assert (
-        "Not measured yet: recall, peers, evasion, overhead, hostile, leakage, retelling, piecemeal, protected, credentials, "
-        "quota, extraction, keys." in tables.render(results)
+        "Not measured yet: recall, peers, evasion, overhead, hostile, leakage, retelling, piecemeal, protected, "
+        "credentials, quota, extraction, keys." in tables.render(results)
     )
     assert "Quick run" not in tables.render(results)
     assert "**Quick run" in tables.render(Results(quick))
