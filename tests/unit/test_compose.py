@@ -88,12 +88,14 @@ def test_some_injections_ask_for_ordinary_work(rows):
     assert all("plant number" in text or "ummarise text" in text for text in errands)
 
 
-def test_some_attacks_are_plain_overrides_and_most_are_framed(rows):
+def test_some_attacks_are_plain_overrides_some_bare_orders_and_more_than_either_framed(rows):
     inside = [row.text[slice(*row.span)] for row in rows if row.label]
     framed = [text for text in inside if text.startswith("For reason")]
-    assert 0.5 < len(framed) / len(inside) < 0.9
+    bare = [text for text in inside if text.startswith("Do the")]
     plain = [text for text in inside if not text.startswith(("For reason", "Do the"))]
+    assert len(framed) > max(len(bare), len(plain)) and len(framed) / len(inside) < 0.9
     assert len(plain) / len(inside) > 0.1
+    assert len(bare) / len(inside) > 0.05
 
 
 def test_all_roles_forms_and_labels_are_composed(rows):
