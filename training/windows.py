@@ -110,6 +110,7 @@ class OnDevice:
         self._starts = torch.from_numpy(windows.starts).to(device)
         self._last = int(windows.ids[windows.starts[1] - 1])
         self._firsts = torch.from_numpy(np.unique(windows.ids[windows.starts[:-1]])).long().to(device)
+        self._specials = torch.cat([self._firsts, self._firsts.new_tensor([self._last])])
         self._lengths = windows.lengths
         self._pad_id = pad_id
         self._device = device
@@ -148,9 +149,8 @@ class OnDevice:
         """The ids with about twice `rate` of the tokens replaced in half of the rows: by `unknown`, or by any token."""
         odds = 2 * rate * (torch.rand(len(ids), 1, device=ids.device) < 0.5)
         hit = (torch.rand(ids.shape, device=ids.device) < odds) & (mask == 1)
-        kept = torch.cat([self._firsts, self._firsts.new_tensor([self._last])])
-        hit &= ~torch.isin(ids, kept)
+        hit &= ~torch.isin(ids, self._specials)
         random = self._flat[torch.randint(len(self._flat), ids.shape, device=ids.device)].long()
-        random = torch.where(torch.isin(random, kept), unknown, random)
+        random = torch.where(torch.isin(random, self._specials), unknown, random)
         other = torch.where(torch.rand(ids.shape, device=ids.device) < 0.5, random, unknown)
         return torch.where(hit, other, ids)
