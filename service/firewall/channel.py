@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from service.firewall.credentials import CredentialScanner
 from service.firewall.encoded_runs import EncodedRuns
 from service.firewall.exfiltration import ExfiltrationScanner
-from service.firewall.ngrams import RunTracker, Token, WordReader
+from service.firewall.fingerprint import RunTracker
+from service.firewall.ngrams import Token, WordReader
 from service.firewall.patterns import LETTERS, VISIBLE, Projector
 from service.firewall.protected import RequestProtection
 from service.firewall.sentences import SentenceSplitter

@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
 
-from service.firewall.ngrams import Fingerprint, RunTracker, Token, WordReader, words
+from service.firewall.fingerprint import Fingerprint, RunTracker
+from service.firewall.ngrams import Token, WordReader, words
 from service.firewall.owners import Owners
 
 # A run of eight words is longer in any code; shorter stretches that have ended are ordinary words.

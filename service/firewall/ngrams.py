@@ -1,37 +1,21 @@
-"""Long runs of a prompt's words in a reply, found as the words come.
-
-Words are compared folded (case, accents, lookalikes, width), whatever stands between them; scripts written without
-spaces are compared by characters, which count half. After Manber, "Finding similar files in a large file system"
-(1994), without the sampling: every n-gram is kept, so no run slips between two samples.
+"""Words as they are compared: folded (case, accents, lookalikes, width), whatever stands between them. Scripts written
+without spaces are compared by characters, which count half.
 """
 
 from __future__ import annotations
 
 import re
-import sys
 import unicodedata
-from array import array
-from bisect import bisect_left
-from collections.abc import Container, Iterable, Sequence, Set
-from typing import Any
+from collections.abc import Sequence
 
 import msgspec
-import numpy as np
 
 from service.firewall.confusables import STRICT
-from service.firewall.owners import Owner, Owners, joined
 
-# A run of this weight is a leak: eight words, or sixteen characters of a script without spaces.
-RUN_WEIGHT = 8.0
-_LONG = 8
-_SHORT = 4
-# A near-verbatim sentence: this share of its 4-grams stand in the prompt, three at the least.
-_NEAR_SHARE = 0.6
-_NEAR_HITS = 3
-_NEAR_WEIGHT = 6.0
+SHORT = 4
+"""Words in a row that sentences are compared by."""
 # A longer "word" is no word; it is cut so that what is held stays bounded.
 _MAX_WORD = 64
-_MANY = 200_000
 
 BREAK, IGNORED, LETTER, IDEOGRAPH = range(4)
 _UNSPACED = (
@@ -46,7 +30,7 @@ _UNSPACED = (
 )
 
 
-class Token(msgspec.Struct, frozen=True):
+class Token(msgspec.Struct, frozen=True, gc=False):
     """One folded word or ideograph at [start, end) of its text; `weight` is 1.0 or 0.5."""
 
     word: str
@@ -175,129 +159,17 @@ def ascii_words(text: str) -> list[str] | None:
     """The folded words of a whole ASCII text; None where it holds anything else or a word too long for one token."""
     if not _ASCII_TEXT.fullmatch(text):
         return None
-    spelled = text.translate(_ASCII).split(" ")
-    return spelled if max(map(len, spelled)) < _MAX_WORD else None
+    spelled = text.translate(_ASCII).split()
+    return spelled if max(map(len, spelled), default=0) < _MAX_WORD else None
 
 
-def may_run(spelled: Sequence[str], prints: Fingerprint) -> bool:
-    """Whether so many words of the prompt stand in a row that they may be a run of it; empty ones are skipped."""
-    run = 0
-    for word in spelled:
-        if word in prints.singles:
-            run += 1
-            if run >= _LONG:
-                return True
-        elif word:
-            run = 0
-    return False
-
-
-class _Hashes:
-    """Hashes of n-grams, sorted in an array."""
-
-    def __init__(self, hashes: array[int]) -> None:
-        self._hashes = np.unique(np.frombuffer(hashes, np.int64))
-        self._sorted = memoryview(self._hashes.data)
-
-    def __contains__(self, gram: Any) -> bool:
-        at = bisect_left(self._sorted, gram)
-        return at < len(self._sorted) and self._sorted[at] == gram
-
-
-class _Grams:
-    """Hashes of n-grams and whose they are, sorted in arrays: 12 bytes each, where a dictionary takes a hundred."""
-
-    def __init__(self, hashes: array[int], numbers: array[int], owners: Sequence[Owners]) -> None:
-        found = np.frombuffer(hashes, np.int64)
-        order = np.argsort(found, kind="stable")
-        found, whose = found[order], np.frombuffer(numbers, np.uint32)[order]
-        kept = np.flatnonzero(np.concatenate(([True], found[1:] != found[:-1]))) if len(found) else order
-        self._hashes = np.ascontiguousarray(found[kept])
-        self._sorted = memoryview(self._hashes.data)
-        self._numbers = whose[kept]
-        self._owners = owners
-        self._shared: dict[int, Owners] = {}
-        lasts = np.append(kept[1:], len(found))
-        several = np.flatnonzero(lasts - kept > 1)
-        for first, last in zip(kept[several].tolist(), lasts[several].tolist(), strict=True):
-            if len({owners[number][0].tenant for number in whose[first:last]}) > 1:
-                together: Owners = ()
-                for number in whose[first:last]:
-                    together = joined(together, owners[number][0])
-                self._shared[int(found[first])] = together
-
-    def __contains__(self, gram: object) -> bool:
-        return self.get(gram) is not None
-
-    def __getitem__(self, gram: int) -> Owners:
-        owners = self.get(gram)
-        if owners is None:
-            raise KeyError(gram)
-        return owners
-
-    def get(self, gram: Any) -> Owners | None:
-        at = bisect_left(self._sorted, gram)
-        if at == len(self._sorted) or self._sorted[at] != gram:
-            return None
-        return self._shared.get(gram) or self._owners[self._numbers[at]]
-
-
-class Fingerprint:
-    """The word n-grams of one or several prompts, as hashes seeded anew in each process.
-
-    From `_MANY` words on they are kept in sorted arrays.
-    """
-
-    def __init__(self, prompts: Iterable[tuple[Owner, Sequence[Token]]]) -> None:
-        self.heads: set[str] = set()
-        self.singles: set[str] = set()
-        owners: list[Owners] = []
-        sizes = (_SHORT, _LONG)
-        hashes = {size: array("q") for size in (2, *sizes)}
-        numbers = {size: array("I") for size in sizes}
-        self.size = 0  # words of all of them
-        for owner, tokens in prompts:
-            self.size += len(tokens)
-            spelled = [sys.intern(token.word) for token in tokens]
-            self.singles.update(spelled)
-            hashes[2].extend(grams(spelled, 2))
-            for size in sizes:
-                found = grams(spelled, size)
-                hashes[size].extend(found)
-                numbers[size].extend([len(owners)] * len(found))
-            owners.append((owner,))
-        many = len(hashes[2]) >= _MANY
-        # Of two words in a row nobody is the owner: they only say that a run may go on.
-        self.pairs: Container[int] = _Hashes(hashes[2]) if many else set(hashes[2])
-        self.shorts, self.longs = (
-            _Grams(hashes[size], numbers[size], owners) if many else _in_dictionary(hashes[size], numbers[size], owners)
-            for size in sizes
-        )
-        self.wide = any(not word.isascii() for word in self.singles)
-        for word in self.singles:
-            self.heads.update(word[:length] for length in range(1, len(word) + 1))
-
-    def overlap(self, tokens: Sequence[Token], typed: Set[int]) -> tuple[Owners, float]:
-        """(owners of the prompt, share of the 4-grams that stand in it), or ((), 0.0) where that is no near-verbatim
-        copy.
-
-        4-grams in `typed` are the user's own words and count as not in the prompt.
-        """
-        if sum(token.weight for token in tokens) < _NEAR_WEIGHT:
-            return (), 0.0
-        found = short_grams(tokens)
-        hits = [gram for gram in found if gram in self.shorts and gram not in typed]
-        if len(hits) < _NEAR_HITS or len(hits) < _NEAR_SHARE * len(found):
-            return (), 0.0
-        return self.shorts[hits[0]], len(hits) / len(found)
-
-
-def _in_dictionary(hashes: array[int], numbers: array[int], owners: Sequence[Owners]) -> dict[int, Owners]:
-    found: dict[int, Owners] = {}
-    for gram, number in zip(hashes, numbers, strict=True):
-        known = found.get(gram)
-        found[gram] = owners[number] if known is None else joined(known, owners[number][0])
-    return found
+def spell(text: str) -> tuple[list[str], float]:
+    """The folded words of a whole text, and what they weigh together. `words` says the same, more slowly."""
+    spelled = ascii_words(text)
+    if spelled is not None:
+        return spelled, float(len(spelled))
+    tokens = words(text)
+    return [token.word for token in tokens], sum(token.weight for token in tokens)
 
 
 def grams(spelled: Sequence[str], size: int) -> list[int]:
@@ -307,66 +179,4 @@ def grams(spelled: Sequence[str], size: int) -> list[int]:
 
 def short_grams(tokens: Sequence[Token]) -> list[int]:
     """Hashes of the 4-grams of words, as `Fingerprint.overlap` compares them."""
-    return grams([token.word for token in tokens], _SHORT)
-
-
-class RunTracker:
-    """Follows one text's words through a fingerprint.
-
-    A run is over-estimated from 2-, 4- and 8-grams, never under-estimated: what may become a match is held.
-    """
-
-    def __init__(self, prints: Fingerprint) -> None:
-        self._prints = prints
-        self._run: list[Token] = []
-        self._matched = False
-
-    def feed(self, tokens: Sequence[Token]) -> list[tuple[Owners, int, int]]:
-        """(owners, start, end) of the runs that these words complete or extend."""
-        found: list[tuple[Owners, int, int]] = []
-        prints = self._prints
-        for token in tokens:
-            if token.word not in prints.singles:
-                self._run.clear()
-                continue
-            run = self._run
-            run.append(token)
-            length = self._length(run)
-            if length < len(run):
-                del run[: len(run) - length]
-            owners = prints.longs.get(_last(run, _LONG)) if length >= _LONG else None
-            if owners is not None and sum(t.weight for t in run) >= RUN_WEIGHT:
-                found.append((owners, run[0].start, token.end))
-                # Sixteen tokens weigh enough by themselves: the run's head is told and need not be kept.
-                del run[: max(0, len(run) - 2 * _LONG)]
-        return found
-
-    def held(self, partial: tuple[str, int] | None) -> int | None:
-        """The start of the run that may still become a match; None where there is none."""
-        if partial is not None:
-            if partial[0] not in self._prints.heads:
-                return None
-            return self._run[0].start if self._run else partial[1]
-        return self._run[0].start if self._run else None
-
-    def _length(self, run: list[Token]) -> int:
-        """How many of the last words may stand in a row in the prompt; at least 1.
-
-        Words before the last were found to be such a run already.
-        """
-        size = len(run)
-        if size >= _LONG:
-            if _last(run, _LONG) in self._prints.longs:
-                return size
-            size = _LONG - 1
-        if size >= _SHORT:
-            if _last(run, _SHORT) in self._prints.shorts:
-                return size
-            size = _SHORT - 1
-        if size >= 2:
-            return size if _last(run, 2) in self._prints.pairs else 1
-        return 1
-
-
-def _last(run: list[Token], size: int) -> int:
-    return hash(tuple([token.word for token in run[-size:]]))
+    return grams([token.word for token in tokens], SHORT)

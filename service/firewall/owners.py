@@ -1,13 +1,27 @@
-"""Whose a protected text is, and which of them a tenant may know of."""
+"""Protected texts, whose they are, and which of them a tenant may know of."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal
 
 import msgspec
 
 
-class Owner(msgspec.Struct, frozen=True):
+class ProtectedText(msgspec.Struct, frozen=True, gc=False):
+    """One registered text; `tenant` is empty for every tenant, `id` for a text of the configuration."""
+
+    name: str
+    kind: Literal["secret", "prompt"]
+    tenant: str
+    value: str
+    id: str = ""
+
+    def __repr__(self) -> str:
+        return f"ProtectedText({self.name!r}, {self.kind!r}, {self.tenant!r})"
+
+
+class Owner(msgspec.Struct, frozen=True, gc=False):
     """Whose text it is. `disguise` is one that `patterns.DISGUISES` names; `tenant` is empty for every tenant."""
 
     name: str
@@ -22,14 +36,15 @@ MAX_SHARING = 8
 """What more tenants have in common is nobody's own: finding it in a reply tells nothing of one of them."""
 
 
-def joined(owners: Owners, owner: Owner) -> Owners:
-    """The owners with one more; a later one of the same tenant takes the place of the former."""
-    if owners and owners[0].tenant == owner.tenant and len(owners) == 1:
-        return owners if owners[0] == owner else (owner,)
-    others = tuple(each for each in owners if each.tenant != owner.tenant)
-    if len(others) >= MAX_SHARING:
-        return (msgspec.structs.replace(owner, tenant=""),)
-    return (*others, owner)
+def of_one_pattern(owners: Iterable[Owner]) -> Owners:
+    """Of one tenant the first to write a pattern has it: disguises go from the plain to the far-fetched."""
+    found: Owners = ()
+    for owner in owners:
+        if all(each.tenant != owner.tenant for each in found):
+            if len(found) >= MAX_SHARING:
+                return (msgspec.structs.replace(owner, tenant=""),)
+            found = (*found, owner)
+    return found
 
 
 def concerned(owners: Owners, tenant: str) -> Owner | None:

@@ -1,6 +1,6 @@
-"""The same as `patterns.PatternSet` for very many secrets: 22 bytes a pattern instead of an automaton's thousands.
+"""The same as `patterns.PatternSet` for very many texts: 22 bytes a pattern instead of an automaton's thousands.
 
-A pattern is kept as its first eight bytes, the number of its secret and that of its disguise, in the order of the
+A pattern is kept as its first eight bytes, the number of its text and that of its disguise, in the order of the
 patterns, and is written out anew where a text begins as it does. A text is looked up by its eight bytes at every place
 (anchors: after Manber, "Finding similar files in a large file system", 1994); what begins as a pattern does is followed
 through the sorted patterns, so that what is held is exactly what can still become a match. Bytes are those of UTF-8,
@@ -13,13 +13,12 @@ from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence, Set
 from functools import lru_cache
-from itertools import chain
+from itertools import chain, groupby
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from service.firewall.owners import Owner, Owners
+from service.firewall.owners import Owner, Owners, ProtectedText, of_one_pattern
 from service.firewall.patterns import DISGUISES, LETTERS, VISIBLE, Form, patterns_of, written
 
 HEAD = 8
@@ -32,37 +31,25 @@ _KEPT_PATTERNS = 8_192
 Rows = npt.NDArray[np.int64]
 
 
-class Secret(msgspec.Struct, frozen=True):
-    """A registered secret as it is kept here; `tenant` is empty for every tenant."""
-
-    id: str
-    name: str
-    tenant: str
-    value: str
-
-    def __repr__(self) -> str:
-        return f"Secret({self.id!r}, {self.name!r}, {self.tenant!r})"
-
-
 class PatternIndex:
-    """Patterns of one projection, shared by all replies. `gone` are ids of secrets that are no longer to be found."""
+    """Patterns of one projection, shared by all replies."""
 
     def __init__(
         self,
         form: Form,
-        secrets: Sequence[Secret],
+        texts: Sequence[ProtectedText],
         heads: npt.NDArray[np.uint64],
         owners: npt.NDArray[np.uint32],
         numbers: npt.NDArray[np.uint8],
-        gone: Set[str],
     ) -> None:
         self.form: Form = form
-        self._secrets = secrets
+        self._texts = texts
         self._heads = heads
         self._sorted = memoryview(heads.data)
         self._owners = owners
         self._numbers = numbers
-        self._gone = gone
+        self.gone: Set[str] = frozenset()
+        """Ids of texts that are found no longer."""
         # Looked up again and again where many secrets begin alike: the middles of every search among them.
         self.pattern = lru_cache(_KEPT_PATTERNS)(self._pattern)
 
@@ -84,15 +71,18 @@ class PatternIndex:
 
     def _pattern(self, at: int) -> bytes:
         """The pattern at this place of the order."""
-        value, number = self._secrets[self._owners[at]].value, int(self._numbers[at])
+        value, number = self._texts[self._owners[at]].value, int(self._numbers[at])
         return next(text for form, text in written(value, number) if form == self.form).encode()
 
     def owner(self, at: int) -> Owner | None:
         """Whose it is; None where it is gone."""
-        secret = self._secrets[self._owners[at]]
-        if secret.id in self._gone:
+        text = self._texts[self._owners[at]]
+        if text.id in self.gone:
             return None
-        return Owner(secret.name, "secret", DISGUISES[self._numbers[at]][0], secret.tenant)
+        disguise = DISGUISES[self._numbers[at]][0]
+        if text.kind == "prompt" and disguise == "exact":
+            disguise = "whole"
+        return Owner(text.name, text.kind, disguise, text.tenant)
 
     def begins(self, text: bytes) -> bool:
         """Whether a pattern begins with these bytes, fewer than `HEAD`."""
@@ -164,9 +154,10 @@ class IndexTracker:
         live: list[tuple[int, int, int]] = []
         for start, low, high in chain(self._live, index.anchors(data, self._next, until)):
             whole, alive = index.follow(data[start:], low, high)
-            for at in whole:
-                if (owner := index.owner(at)) is not None:
-                    found.append(((owner,), places[start], places[start + len(index.pattern(at)) - 1] + 1))
+            # Patterns that begin in one place and are equally long are the same, of several texts.
+            for length, same in groupby(whole, key=lambda at: len(index.pattern(at))):
+                if owners := of_one_pattern(owner for at in same if (owner := index.owner(at)) is not None):
+                    found.append((owners, places[start], places[start + length - 1] + 1))
             if alive >= 0:
                 live.append((start, alive, high))
         begun = next((at for at in range(until, size) if index.begins(data[at:])), size)
@@ -178,22 +169,23 @@ class IndexTracker:
         return found
 
 
-def build(secrets: Sequence[Secret], gone: Set[str]) -> tuple[PatternIndex, ...]:
-    """One index for each form that has patterns. Slow (a tenth of a millisecond a secret): not for the event loop.
+def build(texts: Sequence[ProtectedText]) -> tuple[PatternIndex, ...]:
+    """One index for each form that has patterns; prompts are looked for by their letters. Slow (a tenth of a
+    millisecond a text): not for the event loop.
 
     The work is done in strides, and sorting is numpy's, so that other threads get their turn.
     """
     collected: dict[Form, _Collected] = {LETTERS: _Collected(), VISIBLE: _Collected()}
-    for owner, secret in enumerate(secrets):
+    for owner, text in enumerate(texts):
         seen: set[str] = set()
         known: set[tuple[Form, str]] = set()
         for number, (disguise, write) in enumerate(DISGUISES):
-            text = write(secret.value)
-            if text in seen:
+            spelled = write(text.value)
+            if spelled in seen:
                 continue
-            seen.add(text)
-            for each in patterns_of(text, disguise):
-                if each not in known:
+            seen.add(spelled)
+            for each in patterns_of(spelled, disguise):
+                if each not in known and (text.kind == "secret" or each[0] == LETTERS):
                     known.add(each)
                     collected[each[0]].add(each[1], owner, number)
     made: list[PatternIndex] = []
@@ -201,10 +193,10 @@ def build(secrets: Sequence[Secret], gone: Set[str]) -> tuple[PatternIndex, ...]
         keys, owners, numbers = patterns.arrays()
         if not len(keys):
             continue
-        index = PatternIndex(form, secrets, keys[:, 0], owners, numbers, gone)
+        index = PatternIndex(form, texts, keys[:, 0], owners, numbers)
         order = _order(index, keys, np.arange(len(keys)), 0)
         heads = np.ascontiguousarray(keys[order, 0])
-        made.append(PatternIndex(form, secrets, heads, owners[order], numbers[order], gone))
+        made.append(PatternIndex(form, texts, heads, owners[order], numbers[order]))
     return tuple(made)
 
 

@@ -11,9 +11,11 @@ import msgspec
 
 from service.errors import ConfigError
 from service.firewall.credential_checks import entropy
-from service.firewall.ngrams import RunTracker, words
+from service.firewall.fingerprint import RunTracker
+from service.firewall.ngrams import words
+from service.firewall.owners import ProtectedText
 from service.firewall.patterns import MIN_PATTERN, VISIBLE, project
-from service.firewall.protected import ProtectedText, prints_of, says_enough
+from service.firewall.prints import prints_of, says_enough
 from service.settings import Settings
 
 MIN_BITS = 30.0

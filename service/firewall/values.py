@@ -10,7 +10,8 @@ import re
 from collections.abc import Sequence
 
 from service.firewall.encoded_runs import may_hold
-from service.firewall.ngrams import Fingerprint, ascii_words, may_run, words
+from service.firewall.fingerprint import Fingerprint, may_run
+from service.firewall.ngrams import ascii_words, words
 from service.firewall.pattern_index import PatternIndex
 from service.firewall.patterns import PatternSet, project
 

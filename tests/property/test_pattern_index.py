@@ -7,9 +7,8 @@ import random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.firewall.ngrams import Fingerprint, words
-from service.firewall.owners import Owner
-from service.firewall.pattern_index import Secret, build
+from service.firewall.owners import Owner, ProtectedText
+from service.firewall.pattern_index import build
 from service.firewall.patterns import LETTERS, VISIBLE, Form, PatternSet, Projector, secret_patterns
 
 ALPHABET = st.sampled_from("ab1-$éЖ漢")
@@ -17,12 +16,12 @@ VALUES = st.lists(st.text(ALPHABET, min_size=8, max_size=40), min_size=1, max_si
 
 
 def both(values: list[str]) -> dict[Form, tuple[object, object]]:
-    secrets = [Secret(f"id{number}", f"s{number}", "", value) for number, value in enumerate(values)]
+    secrets = [ProtectedText(f"s{number}", "secret", "", value, f"id{number}") for number, value in enumerate(values)]
     patterns: dict[Form, dict[str, tuple[Owner, ...]]] = {LETTERS: {}, VISIBLE: {}}
     for secret in secrets:
         for form, pattern, owner in secret_patterns(secret.name, secret.value):
             patterns[form].setdefault(pattern, (owner,))
-    made = {index.form: index for index in build(secrets, set())}
+    made = {index.form: index for index in build(secrets)}
     assert set(made) == {form for form, found in patterns.items() if found}
     return {form: (PatternSet(form, patterns[form]), made[form]) for form in made}
 
@@ -54,21 +53,3 @@ def test_secrets_that_begin_alike_for_long_are_told_apart() -> None:
             text = "".join(c for c in value if c.isalnum())
             found = index.tracker().feed(text, list(range(len(text))))  # type: ignore[attr-defined]
             assert len(found) == len(automaton.tracker().feed(text, list(range(len(text))))) == 1  # type: ignore[attr-defined]
-
-
-def test_many_words_are_kept_in_arrays_that_answer_as_a_dictionary_does(monkeypatch: object) -> None:
-    rng = random.Random(3)
-    vocabulary = [f"w{number}" for number in range(40)]
-    prompts = [
-        (Owner(f"p{n}", "prompt", "", f"t{n % 3}"), words(" ".join(rng.choices(vocabulary, k=60)))) for n in range(9)
-    ]
-    prompts.append((Owner("again", "prompt", "", "other"), prompts[0][1]))
-    plain = Fingerprint(prompts)
-    monkeypatch.setattr("service.firewall.ngrams._MANY", 1)  # type: ignore[attr-defined]
-    packed = Fingerprint(prompts)
-    assert all(pair in packed.pairs for pair in plain.pairs)  # type: ignore[attr-defined]
-    assert 12345 not in packed.pairs
-    for small, large in ((plain.shorts, packed.shorts), (plain.longs, packed.longs)):
-        assert all({o.tenant for o in owners} == {o.tenant for o in large[gram]} for gram, owners in small.items())  # type: ignore[union-attr]
-        assert 12345 not in large
-        assert large.get(67890) is None

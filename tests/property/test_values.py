@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from unittest.mock import patch
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.api.chat_reply import ChatWire
@@ -54,6 +54,7 @@ async def _slowly(protection: RequestProtection, value: str) -> str:
         return await judge.whole("reply/id", value)
 
 
+@settings(deadline=None)
 @given(st.lists(values, min_size=1, max_size=3).map("".join))
 def test_nothing_is_cleared_at_a_glance_that_the_judge_would_withhold(value: str) -> None:
     protection = TEXTS.for_request("t", [PROMPT], [])
@@ -81,6 +82,7 @@ async def _verdict(text: str, *, cuts: bool) -> tuple[bool, int, bool]:
     return judge.blocked, 0 if judge.blocked else judge.cleared("c"), bool(judge.verdict.findings)
 
 
+@settings(deadline=None)
 @given(texts.map("".join))
 def test_a_whole_text_is_judged_as_it_is_character_by_character(text: str) -> None:
     assert asyncio.run(_verdict(text, cuts=False)) == asyncio.run(_verdict(text, cuts=True))

@@ -183,3 +183,68 @@ async def test_texts_that_are_added_and_removed_are_found_and_no_longer_found_in
     assert not await found(50)
     assert (await judged(texts, "acme", "for-everyone")).blocked
     assert len(texts) == 10
+
+
+def large(kind: str, monkeypatch: pytest.MonkeyPatch) -> tuple[ProtectedTexts, list[str]]:
+    """A set whose texts are kept in arrays, and what they say."""
+    monkeypatch.setattr(protected, "MAX_RECENT", 20)
+    words = 12 if kind == "prompt" else 5
+    said = [" ".join(f"w{number * 7 + at}x" for at in range(words)) for number in range(60)]
+    texts = ProtectedTexts()
+    texts.merge(
+        ProtectedText(f"p{number}", "prompt", f"t{number % 2}", text, f"id{number}") for number, text in enumerate(said)
+    )
+    texts.compact()
+    return texts, said
+
+
+@pytest.mark.parametrize("kind", ["prompt", "short prompt"])
+async def test_a_prompt_added_to_many_or_removed_from_them_is_found_or_not_without_building_them_anew(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts, said = large(kind, monkeypatch)
+    base = texts._state.base
+    added = "Quiet harbours keep lanterns burning through every northern winter night"
+    assert not (await judged(texts, "t0", added)).blocked
+    texts.merge([ProtectedText("new", "prompt", "t0", added, "new")])
+    assert (await judged(texts, "t0", added)).blocked
+    assert (await judged(texts, "t0", said[5])).verdict.findings[0].detail.startswith("t1: p5, ")
+    texts.merge([], ["id5", "new"])
+    for text, blocked in ((said[4], True), (said[5], False), (added, False)):
+        assert (await judged(texts, "t0", text)).blocked == blocked
+    assert texts._state.base is base
+    texts.compact()
+    for text, blocked in ((said[4], True), (said[5], False), (added, False)):
+        assert (await judged(texts, "t0", text)).blocked == blocked
+    assert len(texts) == 59
+
+
+@pytest.mark.parametrize("kind", ["secret", "prompt", "short prompt"])
+async def test_what_two_tenants_registered_is_each_ones_own_among_many_texts_too(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts, _ = large("prompt", monkeypatch)
+    shared = {"secret": SECRET, "prompt": OTHERS, "short prompt": "Speak only of lighthouse keeping."}[kind]
+    registered = "secret" if kind == "secret" else "prompt"
+    texts.merge(ProtectedText(f"s{at}", registered, f"t{at}", shared, f"shared{at}") for at in range(2))  # type: ignore[arg-type]
+    texts.compact()
+    for tenant, category in (("t0", f"leak.{registered}"), ("t1", f"leak.{registered}"), ("t2", "cross_tenant")):
+        found = (await judged(texts, tenant, shared)).verdict.findings
+        assert {finding.category for finding in found} == {category}
+
+
+async def test_what_is_removed_while_all_is_built_anew_stays_removed(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts, said = large("prompt", monkeypatch)
+    build = protected.prints_of
+
+    def meanwhile(*given: Any, **how: Any) -> Any:
+        made = build(*given, **how)
+        if how.get("many") and len(texts) == 60:
+            texts.merge([ProtectedText("new", "prompt", "t0", OTHERS, "new")], ["id7"])
+        return made
+
+    monkeypatch.setattr(protected, "prints_of", meanwhile)
+    texts.compact()
+    for text, blocked in ((said[6], True), (said[7], False), (OTHERS, True)):
+        assert (await judged(texts, "t0", text)).blocked == blocked
+    assert len(texts) == 60
