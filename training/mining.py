@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from training.attention import without_gathers
 from training.corpus import BENIGN
 from training.model import FirewallModel
 from training.precision import bfloat16_pays
@@ -69,6 +70,7 @@ def judged(
     """The chosen windows batch by batch: their indices, and their logits float32 (n, labels) on the device."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to(device).eval()
+    without_gathers(model)
     shelf = OnDevice(windows, pad_id, device)
     times = 1 if device.type == "cpu" else 16
     for batch in batches(windows.lengths[chosen], BATCH_TOKENS * times, BATCH_WINDOWS * times, rng):
