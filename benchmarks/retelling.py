@@ -16,9 +16,9 @@ import msgspec
 from benchmarks.leak_cases import Case, written_cases
 from benchmarks.results import Options
 from service.firewall.asked import Asked
-from service.firewall.leakage import Embedder, LeakageGuard
+from service.firewall.leakage import LeakageGuard
 from service.firewall.protected import ProtectedTexts
-from service.firewall.retelling import RetellingGuard
+from service.firewall.retelling import PairReader, RetellingGuard
 from service.firewall.watched import Opening, Watch
 from service.scoring.artifact import load_artifact
 from service.scoring.batcher import Batcher
@@ -48,8 +48,7 @@ async def _measure(options: Options) -> dict[str, Any]:
 
     told = read()[1::2]
     try:
-        embedder = Embedder(batcher, artifact, deadline_s=60.0)
-        watch = RetellingGuard(settings, embedder.vectors, artifact.manifest.calibration.retelling).watch
+        watch = RetellingGuard(settings, PairReader.of(batcher, artifact, deadline_s=60.0)).watch
         before = [await _found(guard(), case) for case in found]
         after = [await _found(guard(watch), case) for case in found]
         alone = [await _alone(watch, case) for case in found]

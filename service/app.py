@@ -43,7 +43,7 @@ from service.errors import NotFound, WireError, to_wire
 from service.firewall.canary import Canaries
 from service.firewall.extraction import ExtractionWatch
 from service.firewall.injection import InjectionGuard
-from service.firewall.leakage import Embedder, LeakageGuard
+from service.firewall.leakage import LeakageGuard
 from service.firewall.personal_watch import PersonalDataWatch
 from service.firewall.piecemeal import ToldBefore
 from service.firewall.policy import threshold_of
@@ -51,7 +51,7 @@ from service.firewall.protected import ProtectedText, ProtectedTexts
 from service.firewall.recognisers import Recognisers
 from service.firewall.registration import registered
 from service.firewall.reply_injection import ReplyInjectionGuard
-from service.firewall.retelling import RetellingGuard
+from service.firewall.retelling import PairReader, RetellingGuard
 from service.firewall.tool_calls import ToolPolicy
 from service.firewall.watched import Watch as ReplyWatch
 from service.gateway import Gateway
@@ -342,8 +342,7 @@ def connect(settings: Settings) -> Parts:
 def _retelling(settings: Settings, model: _Model | None) -> RetellingGuard:
     if model is None or settings.leakage.stream == "exact":
         return RetellingGuard(settings.leakage)
-    embedder = Embedder(model.batcher, model.artifact, settings.detection.deadline_s)
-    return RetellingGuard(settings.leakage, embedder.vectors, model.artifact.manifest.calibration.retelling)
+    return RetellingGuard(settings.leakage, PairReader.of(model.batcher, model.artifact, settings.detection.deadline_s))
 
 
 def _watches(settings: Settings, model: _Model | None) -> list[ReplyWatch]:

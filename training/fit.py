@@ -181,14 +181,14 @@ def _order(windows: Windows, always: npt.NDArray[np.bool_], options: FitOptions)
             (~always & ~attack, options.benign_share),
         )
     ]
-    lenders = np.flatnonzero(~always & ~attack)
+    lenders = np.flatnonzero(~always & ~attack & windows.plain)
     planned: list[Draws] = []
     for epoch in range(math.ceil(options.epochs)):
         parts = []
         for pool, share in pools:
             taken = math.ceil(len(pool) * share)
             parts.append(np.roll(pool, -epoch * taken)[:taken])
-        draws = _mixed(np.concatenate(parts), windows.lengths, lenders, options.mix, rng)
+        draws = _mixed(np.concatenate(parts), windows, lenders, options.mix, rng)
         lengths = windows.lengths[draws.own] + draws.taken
         order = batches(lengths, options.batch_tokens, options.batch_windows, rng)
         share = min(1.0, options.epochs - epoch)
@@ -198,7 +198,7 @@ def _order(windows: Windows, always: npt.NDArray[np.bool_], options: FitOptions)
 
 def _mixed(
     own: npt.NDArray[np.int64],
-    lengths: npt.NDArray[np.int64],
+    windows: Windows,
     lenders: npt.NDArray[np.int64],
     share: float,
     rng: np.random.Generator,
@@ -207,8 +207,9 @@ def _mixed(
     if not len(lenders):
         return alone(own)
     other = rng.choice(lenders, len(own))
-    room = np.minimum(int(lengths.max()) - lengths[own], lengths[other] - 2)
-    drawn = (rng.random(len(own)) < share) & (room >= SHORTEST_STRETCH)
+    lengths = windows.lengths
+    room = np.minimum(int(lengths[windows.plain].max()) - lengths[own], lengths[other] - 2)
+    drawn = (rng.random(len(own)) < share) & (room >= SHORTEST_STRETCH) & windows.plain[own]
     taken = np.where(drawn, rng.integers(SHORTEST_STRETCH, np.maximum(room, SHORTEST_STRETCH) + 1), 0)
     offset = rng.integers(0, np.maximum(lengths[other] - 2 - taken, 0) + 1)
     before = rng.random(len(own)) < 0.5

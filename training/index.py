@@ -24,7 +24,7 @@ NEAR = 0.97
 
 def candidates(windows: Windows, rows: Sequence[Row]) -> npt.NDArray[np.int64]:
     """Attack windows that surely hold the attack: written and public ones before composed and transformed ones."""
-    attack = np.flatnonzero((windows.label != BENIGN) & windows.certain)
+    attack = np.flatnonzero((windows.label != BENIGN) & windows.certain & windows.plain)
 
     def order(index: np.int64) -> tuple[int, str]:
         row = rows[windows.row[index]]

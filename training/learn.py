@@ -106,8 +106,8 @@ def _teacher(
     path = folder / "teacher.npz"
     if not path.exists():
         rng = np.random.default_rng(course.fit.seed)
-        count = round(len(windows) * course.teacher_share)
-        chosen = np.sort(rng.choice(len(windows), count, replace=False))
+        texts = np.flatnonzero(windows.plain)
+        chosen = np.sort(rng.choice(texts, round(len(texts) * course.teacher_share), replace=False))
         base = teaching.Teacher(e5, kept, prefix)
         teaching.save(base.vectors([windows.tokens(i) for i in chosen]), chosen, path)
     with np.load(path) as data:

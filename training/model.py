@@ -19,8 +19,9 @@ from transformers import DebertaV2Config, DebertaV2Model
 from training.e5_file import E5
 
 LABELS = ("benign", "injection", "jailbreak", "extraction")
-# Where foreign text comes from; each has a first token of its own.
-ORIGINS = ("tool", "document")
+# What a window holds that is no user's text: words from elsewhere, or a prompt beside a reply. Each has a first token
+# of its own.
+ORIGINS = ("tool", "document", "told")
 # The normalised embedding has components near 1/sqrt(384); scaled so, a linear head learns at the encoder's own rate.
 EMBEDDING_SCALE = 20.0
 # Which of twelve layers a shallower student keeps: of the subsets tried, those whose untrained output stays nearest

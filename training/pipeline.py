@@ -40,6 +40,7 @@ from training import (
     probes,
     restore,
     retelling,
+    told,
     vocabulary,
 )
 from training import leak as leaking
@@ -113,7 +114,11 @@ class Run:
         """The labelled windows of a split."""
         path = self.folder / f"windows-{split}.npz"
         if not path.exists():
-            window_files.save(encode.encode(self.rows(split), tokenizer, most=self.options.row_windows, seed=1), path)
+            cut = encode.encode(self.rows(split), tokenizer, most=self.options.row_windows, seed=1)
+            if split == "train":
+                pairs = told.encode(told.thirds(self.options.limit or None)[0], tokenizer)
+                cut = window_files.joined(cut, pairs)
+            window_files.save(cut, path)
         return window_files.load(path)
 
     def fit(self, windows: Windows, kept: list[int], tokenizer: Tokenizer) -> model.FirewallModel:
@@ -131,9 +136,10 @@ class Run:
         return model.load(path)
 
     def always(self, windows: Windows) -> npt.NDArray[np.bool_]:
-        """The windows that every epoch sees, bool (n,): those of the project's and the user's own rows."""
-        rows = self.rows("train")
-        return np.asarray([rows[row].weight >= WRITTEN_WEIGHT for row in windows.row])
+        """The windows that every epoch sees, bool (n,): of the project's and the user's own rows, and pairs."""
+        own = np.asarray([row.weight >= WRITTEN_WEIGHT for row in self.rows("train")] + [True])
+        found: npt.NDArray[np.bool_] = own[windows.row]  # the last is that of NO_ROW
+        return found
 
     def origins(self, windows: Windows) -> tuple[list[str], list[int]]:
         """What the windows come from: names, and for each window the place of its name.
@@ -144,7 +150,7 @@ class Run:
         rows = self.rows("train")
         names = [
             row.source + (f":{row.made_of}" if row.made_of else "") + ("+" if "+" in row.kind else "") for row in rows
-        ]
+        ] + ["told"]  # where NO_ROW points
         found, place = np.unique(np.asarray(names), return_inverse=True)
         return [str(name) for name in found], place[windows.row].tolist()
 
@@ -209,10 +215,11 @@ class Run:
             ]
             return serving.run([np.asarray([0, *tokens, 2], np.int32) for tokens in ids])[1]
 
-        told = leaking.read()[: self.options.limit or None]
-        limit, figures = leaking.fit_leak(embed, told)
+        most = self.options.limit or None
+        limit, figures = leaking.fit_leak(embed, leaking.read()[:most])
         self._note("leak", figures)
-        retold, figures = retelling.learn(embed, told)
+        _, weighed, reported = told.thirds(most)
+        retold, figures = retelling.learn(lambda ids: serving.run(ids)[0], tokenizer, weighed, reported)
         self._note("retelling", figures)
         return limit, retold
 

@@ -1,8 +1,9 @@
 """The numbers of `service.firewall.retelling`: learned on one half of the written prompts, reported on the other.
 
-`python -m training.retelling` prints those of the signs by words; those with the tone are the artifact's, since they
-depend on its encoder (`learn`, a step of the pipeline). Honest replies of a half, and texts of `datasets/dev` that have
-nothing to do with the prompt they are held against, are what must not raise an alarm.
+`python -m training.retelling` prints those of the signs by words; those with what the encoder says are the artifact's,
+since they depend on it (`learn`, a step of the pipeline), and are weighed on prompts that it was not trained on
+(`training.told`). Honest replies, and texts of `datasets/dev` that have nothing to do with the prompt they are held
+against, are what must not raise an alarm.
 """
 
 from __future__ import annotations
@@ -16,20 +17,25 @@ from typing import Any
 import msgspec
 import numpy as np
 import numpy.typing as npt
+from tokenizers import Tokenizer
 
-from service.firewall.retelling import PASSAGE_CHARS, signals, telling, weigh
+from service.firewall.retelling import LEAST_TOLD, PASSAGE_CHARS, weigh
+from service.firewall.telling import signals, telling
+from service.firewall.told_pairs import TOLD, chunks, closest, pair, reply_pieces
 from service.scoring.artifact import Retelling
-from training.leak import RATE, Embed, Told, read
+from training.corpus import BENIGN
+from training.encode import origins
+from training.leak import RATE, Told, read
 from training.metrics import share
+from training.told import END, LABEL
 
 Floats = npt.NDArray[np.float64]
+Judge = Callable[[list[npt.NDArray[np.int32]]], npt.NDArray[np.float32]]
 
 DEV = Path(__file__).resolve().parents[1] / "datasets" / "dev"
 _UNRELATED_WEIGHT = 0.15
 """There are ten times as many unrelated texts as honest replies, and they are no replies."""
 _RIDGE = 1.0
-_TONE_RIDGE = 100.0
-_FOLDS = 4
 _STEPS = 50
 _SETTLED = 1e-8
 
@@ -58,43 +64,76 @@ def fit(told: Sequence[Told], apart: Sequence[str]) -> Learned:
     return Learned(tuple(round(float(value), 3) for value in weights), round(bias, 3), round(limit + 5e-4, 3))
 
 
-def learn(embed: Embed, told: Sequence[Told]) -> tuple[Retelling, dict[str, Any]]:
-    """The numbers with the tone, from every other prompt, and what they do on the rest.
+def learn(
+    judge: Judge, tokenizer: Tokenizer, weighed: Sequence[Told], reported: Sequence[Told]
+) -> tuple[Retelling, dict[str, Any]]:
+    """The numbers with what the encoder says, from prompts that it was not trained on, and what they do on others.
 
-    `embed` gives float32 (n, dim), L2-normalised, one row a text. While the signs are weighed against each other, the
-    tone of a reply is read by what was learned on other prompts, for on its own it looks surer than it is.
+    `judge` gives logits float32 (n, labels) of windows of ids.
     """
-    half, rest = told[::2], told[1::2]
-    texts = [text for one in half for text in (*(r.text for r in one.leaks), *(r.text for r in one.benign))]
-    truth = np.array([leak for one in half for leak in [1.0] * len(one.leaks) + [0.0] * len(one.benign)])
-    fold = np.array([number % _FOLDS for number, one in enumerate(half) for _ in (*one.leaks, *one.benign)])
-    vectors = embed(texts).astype(np.float64)
-    read_out = np.zeros(len(texts))
-    for out in range(_FOLDS):
-        tone, bias = _logistic(vectors[fold != out], truth[fold != out], np.ones(int((fold != out).sum())), _TONE_RIDGE)
-        read_out[fold == out] = vectors[fold == out] @ tone + bias
-    tone, tone_bias = _logistic(vectors, truth, np.ones(len(texts)), _TONE_RIDGE)
+    rows = _Rows(judge, tokenizer)
+    leaks, honest = rows.leaks(weighed), rows.honest(weighed)
+    others = rows.against(weighed, unrelated(0))
+    weights, bias, _ = _fit(*(found[np.isfinite(found[:, -1])] for found in (leaks, honest, others)))
+    limit = max(_limit(_sums(found, weights, bias)) for found in (honest, others))
+    learned = Retelling(_rounded(weights), round(bias, 4), round(limit + 5e-4, 4))
 
-    def others(several: Sequence[Told], texts: Sequence[str]) -> Floats:
-        return np.column_stack([_against(several, texts), embed(texts) @ tone + tone_bias])
-
-    leaks = np.column_stack([_rows(half, leak=True), read_out[truth == 1]])
-    honest = np.column_stack([_rows(half, leak=False), read_out[truth == 0]])
-    weights, bias, limit = _fit(leaks, honest, others(half, unrelated(0)))
-    learned = Retelling(_rounded(tone), round(tone_bias, 4), _rounded(weights), round(bias, 4), round(limit + 5e-4, 4))
-
-    def share_of(rows: Floats) -> dict[str, Any]:
-        hits = rows @ weights + bias >= limit
+    def share_of(found: Floats) -> dict[str, Any]:
+        hits = _sums(found, weights, bias) >= learned.limit
         return dict(msgspec.structs.asdict(share(int(hits.sum()), len(hits))))
 
-    figures: dict[str, Any] = {"prompts_learned": len(half), "prompts_reported": len(rest)}
-    for kind in sorted({leak.kind for one in rest for leak in one.leaks}):
-        said = embed([leak.text for one in rest for leak in one.leaks if leak.kind == kind]) @ tone + tone_bias
-        figures[f"recall_{kind}"] = share_of(np.column_stack([_rows(rest, leak=True, kind=kind), said]))
-    said = embed([reply.text for one in rest for reply in one.benign]) @ tone + tone_bias
-    figures["false_alarms"] = share_of(np.column_stack([_rows(rest, leak=False), said]))
-    figures["false_alarms_unrelated"] = share_of(others(rest, unrelated(1)))
+    figures: dict[str, Any] = {"prompts_weighed": len(weighed), "prompts_reported": len(reported)}
+    for kind in sorted({leak.kind for one in reported for leak in one.leaks}):
+        figures[f"recall_{kind}"] = share_of(rows.leaks(reported, kind))
+    figures["false_alarms"] = share_of(rows.honest(reported))
+    figures["false_alarms_unrelated"] = share_of(rows.against(reported, unrelated(1)))
     return learned, figures
+
+
+class _Rows:
+    """The signs of replies with what the encoder says of them, float64 (n, 5)."""
+
+    def __init__(self, judge: Judge, tokenizer: Tokenizer) -> None:
+        self._judge = judge
+        self._tokenizer = tokenizer
+        self._first = origins(tokenizer)[TOLD]
+
+    def leaks(self, told: Sequence[Told], kind: str = "") -> Floats:
+        replies = [(one.prompt, reply.text) for one in told for reply in one.leaks if kind in ("", reply.kind)]
+        return self._with_answers(_rows(told, leak=True, kind=kind), replies)
+
+    def honest(self, told: Sequence[Told]) -> Floats:
+        replies = [(one.prompt, reply.text) for one in told for reply in one.benign]
+        return self._with_answers(_rows(told, leak=False), replies)
+
+    def against(self, told: Sequence[Told], texts: Sequence[str]) -> Floats:
+        replies = list(zip(_chosen(told, texts), texts, strict=True))
+        return self._with_answers(_against(told, texts), replies)
+
+    def _with_answers(self, signs: Floats, replies: Sequence[tuple[str, str]]) -> Floats:
+        cut = {prompt: chunks(prompt, self._tokenizer) for prompt in {prompt for prompt, _ in replies}}
+        windows: list[npt.NDArray[np.int32]] = []
+        owners: list[int] = []
+        for number, (prompt, reply) in enumerate(replies):
+            if signs[number, 0] < LEAST_TOLD:
+                continue
+            pieces = reply_pieces(reply[:PASSAGE_CHARS], self._tokenizer)
+            for chunk, piece in closest(cut[prompt], pieces):
+                windows.append(np.asarray(pair(self._first, cut[prompt][chunk], pieces[piece], END), np.int32))
+                owners.append(number)
+        answers = np.full(len(replies), -np.inf)
+        if windows:
+            logits = self._judge(windows)
+            np.maximum.at(answers, owners, (logits[:, LABEL] - logits[:, BENIGN]).astype(np.float64))
+        return np.column_stack([signs, answers])
+
+
+def _sums(rows: Floats, weights: Floats, bias: float) -> Floats:
+    """What `service.firewall.retelling` weighs; what it would not ask the encoder of is no leak to it."""
+    asked = np.isfinite(rows[:, -1])
+    found = np.full(len(rows), -np.inf)
+    found[asked] = rows[asked] @ weights + bias
+    return found
 
 
 def _fit(leaks: Floats, honest: Floats, others: Floats) -> tuple[Floats, float, float]:
@@ -161,9 +200,14 @@ def _rows(told: Sequence[Told], *, leak: bool, kind: str = "") -> Floats:
 
 
 def _against(told: Sequence[Told], texts: Sequence[str]) -> Floats:
+    pairs = zip(_chosen(told, texts), texts, strict=True)
+    return np.array([signals(telling(prompt), {}, text) for prompt, text in pairs])
+
+
+def _chosen(told: Sequence[Told], texts: Sequence[str]) -> list[str]:
+    """A prompt of chance for each text."""
     chooser = random.Random(2)
-    prompts = [telling(one.prompt) for one in told]
-    return np.array([signals(chooser.choice(prompts), {}, text) for text in texts])
+    return [chooser.choice(told).prompt for _ in texts]
 
 
 def main() -> None:

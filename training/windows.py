@@ -13,6 +13,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+NO_ROW = -1
+"""The `row` of a window that is a prompt beside a reply (`training.told`)."""
+
 
 class Windows(msgspec.Struct, frozen=True):
     """All windows of a set of rows, flat.
@@ -39,6 +42,18 @@ class Windows(msgspec.Struct, frozen=True):
     def lengths(self) -> npt.NDArray[np.int64]:
         """Tokens per window, int64 (n,)."""
         return np.diff(self.starts)
+
+    @property
+    def plain(self) -> npt.NDArray[np.bool_]:
+        """Which windows are a stretch of one row's text, bool (n,)."""
+        return self.row != NO_ROW
+
+
+def joined(first: Windows, second: Windows) -> Windows:
+    """The windows of both, in this order."""
+    parts = {name: (getattr(first, name), getattr(second, name)) for name in first.__struct_fields__}
+    parts["starts"] = (first.starts, second.starts[1:] + first.starts[-1])
+    return Windows(**{name: np.concatenate(values) for name, values in parts.items()})
 
 
 def save(windows: Windows, path: Path) -> None:
@@ -109,7 +124,7 @@ class OnDevice:
         self._flat = torch.from_numpy(windows.ids).to(device)
         self._starts = torch.from_numpy(windows.starts).to(device)
         self._last = int(windows.ids[windows.starts[1] - 1])
-        self._firsts = torch.from_numpy(np.unique(windows.ids[windows.starts[:-1]])).long().to(device)
+        self._firsts = torch.from_numpy(np.unique(windows.ids[windows.starts[:-1][windows.plain]])).long().to(device)
         self._specials = torch.cat([self._firsts, self._firsts.new_tensor([self._last])])
         self._lengths = windows.lengths
         self._pad_id = pad_id
@@ -140,7 +155,7 @@ class OnDevice:
         """The ids with the first token of a `share` of the rows replaced: an attack's by any, a benign text's by the
         usual one. What is harmless where no order belongs is harmless everywhere, but not the reverse.
         """
-        hit = torch.rand(len(ids), device=ids.device) < share
+        hit = (torch.rand(len(ids), device=ids.device) < share) & torch.isin(ids[:, 0], self._firsts)
         any_of = self._firsts[torch.randint(len(self._firsts), (len(ids),), device=ids.device)]
         other = torch.where(attacks, any_of, self._firsts.min())
         return torch.cat([torch.where(hit, other, ids[:, 0])[:, None], ids[:, 1:]], 1)
@@ -150,6 +165,7 @@ class OnDevice:
         odds = 2 * rate * (torch.rand(len(ids), 1, device=ids.device) < 0.5)
         hit = (torch.rand(ids.shape, device=ids.device) < odds) & (mask == 1)
         hit &= ~torch.isin(ids, self._specials)
+        hit[:, 0] = False
         random = self._flat[torch.randint(len(self._flat), ids.shape, device=ids.device)].long()
         random = torch.where(torch.isin(random, self._specials), unknown, random)
         other = torch.where(torch.rand(ids.shape, device=ids.device) < 0.5, random, unknown)

@@ -2,11 +2,10 @@
 
 No single sign says it. Which of the prompt's telling words (names, numbers, long words) does the reply say that the
 user did not, and how much of the reply are they; does it speak of what it was told, may not say or does in secret; does
-it refuse? A logistic regression weighs them. Where there is an encoder, a linear reading of the passage's vector,
-learned too, says as a fifth sign whether it speaks of what its author was told, in any language. All numbers were
-learned by `training.retelling` on one half of the prompts in `datasets/leakage.jsonl` and are reported on the other.
-The order of words does not matter, so lists, summaries and retellings that keep some names are found; what keeps none
-is not.
+it refuse (`telling`)? A logistic regression weighs them. Where there is an encoder that has learned it, a fifth sign is
+what it says of the reply beside the prompt (`told_pairs`), in any language. All numbers were learned by
+`training.retelling`, and are reported on prompts that nothing was learned on. The order of words does not matter, so
+lists, summaries and retellings that keep some names are found; what keeps none is not.
 """
 
 from __future__ import annotations
@@ -14,25 +13,21 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import math
-import re
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from functools import cached_property
+from typing import Protocol
 
-import msgspec
 import numpy as np
-import numpy.typing as npt
 
 from service.firewall.asked import CallPart
-from service.firewall.ngrams import words
 from service.firewall.sentences import split
+from service.firewall.telling import Signals, said_in, stems_of, telling
+from service.firewall.told_pairs import TELLS, TOLD, Chunk, chunks, closest, pair, reply_pieces, tells
 from service.firewall.watched import Opening, Sight
-from service.scoring.artifact import Retelling
+from service.scoring.artifact import Artifact
+from service.scoring.encoder import Encoded
 from service.settings import Leakage
-
-Signals = npt.NDArray[np.float64]
-Embed = Callable[[Sequence[str]], Awaitable[tuple[npt.NDArray[np.float32], npt.NDArray[np.intp]]]]
-"""Vectors float32 (n_windows, dim), L2-normalised, and each row's text."""
 
 # Learned: log of the weight told, its share of the passage, confessions where something is told, refusals.
 WEIGHTS = (0.427, 2.587, 6.406, -1.585)
@@ -42,7 +37,7 @@ LIMIT = 1.132
 
 _LEAST_WEIGHT = 2.0
 LEAST_TOLD = math.log1p(_LEAST_WEIGHT)
-"""Below this much of a prompt, two words or so, no tone is read."""
+"""Below this much of a prompt, two words or so, no encoder is asked."""
 _MAX_PROMPTS = 8
 _CACHED_PROMPTS = 256
 _MAX_PROMPT_CHARS = 32_768
@@ -50,148 +45,92 @@ _INLINE_CHARS = 4_000  # longer texts are weighed in a thread, so that the event
 _MAX_CHARS = 100_000
 """Of one text of a reply; what comes after is looked at by the judge of protected texts only."""
 PASSAGE_CHARS = 800
-_STEM = 5
-_ENOUGH = 4.0  # weight told from which a confession counts in full: two or three words
-_MAX_CONFESSIONS = 3
-
-_CONFESSES = re.compile(
-    r"""\b(?:
-    i(?:'m|\ am|\ was|'ve\ been|\ have\ been|\ had\ been)\ (?:also\ |only\ |not\ |just\ )*
-        (?:to\b|told|instructed|asked|meant|supposed|permitted|allowed|ordered|forbidden|expected|under\ orders)
-    |i\ (?:also\ |only\ )?(?:mustn't|must\ not|shouldn't|should\ not|may\ only|may\ not|have\ to\ (?:keep|hide|say)
-        |am\ not\ to|must\ (?:always|never|keep|leave)|never\ (?:mention|offer|suggest|bring)|only\ admit
-        |keep\ (?:it|that|quiet|silent|secret|them))
-    |(?:i'm|we're|you're)\ (?:not\ )?supposed
-    |(?:they|my\ bosses|the\ firm|the\ company)
-        (?:\ want|'d\ rather|\ would\ rather|\ had|\ told|\ asked|\ make|\ prefer)s?\ (?:me|i\b|us)
-    |had\ me\b|order(?:s|ed)?\ (?:are|me)\ to|my\ (?:instructions|orders|rules|brief)\ (?:say|are|is|tell|read)
-    |(?:all|what)\ i(?:'m|\ am)
-    |quietly|secretly|silently|unofficially|off\ the\ record|between\ (?:us|you\ and\ me)
-    |without\ (?:telling|showing|you|their|them)|behind\ the\ scenes|in\ confidence|confidential(?:ly)?\ :
-    |keep\ (?:quiet|silent|mum)|stay\ silent|keep\ (?:it|that|this|the\ \w+)\ from|hush|fib|hide|hid
-    |no\ one\ (?:lets|tells|may)|aren't\ supposed|meant\ to\ stay|stays?\ internal|unless\ they
-    |only\ if\ (?:you|they|asked)|never\ (?:of\ my|by\ my|myself)|wave\ it\ off
-    |soll(?:\ ich)?|darf\ ich|ich\ darf|ich\ muss|verschweig\w*|heimlich|vertraulich|intern
-    |nur\ auf\ (?:direkte\ )?nachfrage|vorschieb\w*|nicht\ verraten|erwähne
-    |debo|tengo\ que|me\ (?:piden|han\ (?:dicho|pedido))|en\ silencio|excusa|sin\ (?:decir|ofrecer)\w*|no\ debo|oculto
-    |callar\w*|je\ (?:dois|tais|ne\ dois|peux|n'offre)|en\ (?:cachette|confidentiel)|sans\ (?:le\ )?dire
-    |devo|não\ posso|non\ devo
-    )(?!\w)|保密|不能(?:谈|说|告诉)|我就说|我可以|我只能""",
-    re.IGNORECASE | re.VERBOSE,
-)
-_REFUSES = re.compile(
-    r"\b(?:i(?:'m| am)? (?:can't|cannot|not able to|don't) (?:share|discuss|disclose|tell|give|comment|go into|speak|"
-    r"explain|quote|say|pass|talk|translate|recommend|predict)|nicht (?:nennen|geben)|"
-    r"no (?:lo )?puedo (?:compartir|decir))",
-    re.IGNORECASE,
-)
 
 
-def telling(text: str) -> dict[str, float]:
-    """The weight of each word that tells something, by its beginning: endings change in other words and tenses."""
-    found: dict[str, float] = {}
-    for token in words(text):
-        if weight := _weight(token.word):
-            found.setdefault(_stem(token.word), weight)
-    return found
+class Batches(Protocol):
+    """Where windows of ids go (`scoring.batcher.Batcher`)."""
+
+    async def encode(self, ids: Sequence[Sequence[int]], deadline_s: float) -> Encoded:
+        """One row per window. Raises Overloaded, DeadlineExceeded."""
+        ...
 
 
-class Said(msgspec.Struct, frozen=True):
-    """What stands in one passage, read once for all prompts: its words' beginnings, their weight, its phrases."""
+class KnownPrompt:
+    """A prompt's telling words, and its chunks from when they are first asked for."""
 
-    stems: frozenset[str]
-    weight: float
-    confessions: int
-    refuses: bool
+    def __init__(self, text: str) -> None:
+        self._text = text[:_MAX_PROMPT_CHARS]
+        self.words = telling(self._text)
+        self._chunks: list[Chunk] | None = None
 
-    def signs(self, prompt: Mapping[str, float], typed: Mapping[str, float]) -> Signals:
-        """float64 (4,): the signs for a prompt's and a user's `telling` words."""
-        told = sum(weight for stem, weight in prompt.items() if stem in self.stems and stem not in typed)
-        return np.array(
-            [
-                math.log1p(told),
-                told / max(self.weight, 1.0),
-                self.confessions * min(told / _ENOUGH, 1.0),
-                float(self.refuses),
-            ]
-        )
-
-
-def said_in(passage: str) -> Said:
-    """Read a passage."""
-    spelled = [token.word for token in words(passage)]
-    confessions = min(sum(1 for _ in _CONFESSES.finditer(passage)), _MAX_CONFESSIONS)
-    return Said(_stems(spelled), sum(map(_weight, spelled)), confessions, _REFUSES.search(passage) is not None)
-
-
-def signals(prompt: Mapping[str, float], typed: Mapping[str, float], passage: str) -> Signals:
-    """float64 (4,): the signs in one passage, for a prompt's and a user's `telling` words."""
-    return said_in(passage).signs(prompt, typed)
-
-
-def _stem(word: str) -> str:
-    return word if word.isdecimal() or len(word) <= _STEM else word[:_STEM]
-
-
-def _stems(spelled: Iterable[str]) -> frozenset[str]:
-    return frozenset([word if len(word) <= _STEM or word.isdecimal() else word[:_STEM] for word in spelled])
-
-
-def _weight(word: str) -> float:
-    if any(map(str.isdecimal, word)):
-        return 2.0
-    return min(len(word), 10) / 5 if len(word) >= 4 else 0.0
+    async def chunks(self, cut: Callable[[str], list[Chunk]]) -> list[Chunk]:
+        """All of it, cut by `cut`."""
+        if self._chunks is None:
+            is_long = len(self._text) > _INLINE_CHARS
+            self._chunks = await asyncio.to_thread(cut, self._text) if is_long else cut(self._text)
+        return self._chunks
 
 
 class RetellingGuard:
-    """Opens a watcher for each reply; keeps the words of prompts seen. Without `embed`, or where the artifact has not
-    `learned` the tone, the signs by words alone are weighed.
+    """Opens a watcher for each reply; keeps the words of prompts seen. Without a `reader` the signs by words alone are
+    weighed.
     """
 
-    def __init__(self, settings: Leakage, embed: Embed | None = None, learned: Retelling | None = None) -> None:
+    def __init__(self, settings: Leakage, reader: PairReader | None = None) -> None:
         self.settings = settings
-        self._reader = (
-            ToneReader(embed, learned) if embed is not None and learned is not None and learned.tone else None
-        )
-        self._prompts: OrderedDict[bytes, dict[str, float]] = OrderedDict()
+        self._reader = reader
+        self._prompts: OrderedDict[bytes, KnownPrompt] = OrderedDict()
 
     def watch(self, opening: Opening) -> RetellingWatcher | None:
         """A watcher for one reply; None where there is no prompt, or nothing is looked for."""
         if self.settings.retelling == "allow" or not opening.prompts:
             return None
         # The request's own texts come last, and are looked at first.
-        prompts = [self._telling(text) for text in opening.prompts[::-1][:_MAX_PROMPTS]]
+        prompts = [self._known(text) for text in opening.prompts[::-1][:_MAX_PROMPTS]]
         return RetellingWatcher(self.settings, prompts, opening.user_texts, self._reader)
 
-    def _telling(self, prompt: str) -> dict[str, float]:
+    def _known(self, prompt: str) -> KnownPrompt:
         key = hashlib.sha256(prompt.encode("utf-8", "surrogatepass")).digest()
         found = self._prompts.get(key)
         if found is None:
-            found = self._prompts[key] = telling(prompt[:_MAX_PROMPT_CHARS])
+            found = self._prompts[key] = KnownPrompt(prompt)
             while len(self._prompts) > _CACHED_PROMPTS:
                 self._prompts.popitem(last=False)
         self._prompts.move_to_end(key)
         return found
 
 
-class ToneReader:
-    """Reads the tone of passages, and weighs it with the other signs."""
+class PairReader:
+    """Asks the encoder of passages beside prompts, and weighs its answer with the other signs."""
 
-    def __init__(self, embed: Embed, learned: Retelling) -> None:
-        self._embed = embed
+    def __init__(self, batches: Batches, artifact: Artifact, deadline_s: float) -> None:
+        manifest = artifact.manifest
+        learned = manifest.calibration.retelling
+        self._batches = batches
+        self._tokenizer = artifact.tokenizer
+        self._deadline_s = deadline_s
+        self._first, self._end = manifest.origins[TOLD], manifest.sep_id
+        self._classes = (manifest.labels.index(TELLS), manifest.labels.index("benign"))
+        self._weights, self._bias = np.asarray(learned.weights), learned.bias
         self.limit = learned.limit
-        self._learned = learned
-        self._tone = np.asarray(learned.tone, np.float32)
-        self._weights = np.asarray(learned.weights)
 
-    async def tone(self, passage: str) -> float:
-        """The highest of the passage's windows. Raises UnavailableError."""
-        rows, _ = await self._embed([passage])
-        return float((rows @ self._tone).max()) + self._learned.tone_bias if len(rows) else 0.0
+    @classmethod
+    def of(cls, batches: Batches, artifact: Artifact, deadline_s: float) -> PairReader | None:
+        """One for an artifact that has learned to read pairs, else None."""
+        learned = artifact.manifest.calibration.retelling.weights and TOLD in artifact.manifest.origins
+        return cls(batches, artifact, deadline_s) if learned else None
 
-    def weigh(self, found: Signals, tone: float) -> float:
-        """The signs' sum, a log-odds."""
-        return float(np.append(found, tone) @ self._weights) + self._learned.bias
+    async def total(self, prompt: KnownPrompt, passage: str, signs: Signals) -> float:
+        """The log-odds that the passage tells the prompt. Raises UnavailableError."""
+        cut, pieces = await prompt.chunks(self._cut), reply_pieces(passage, self._tokenizer)
+        pairs = [pair(self._first, cut[chunk], pieces[piece], self._end) for chunk, piece in closest(cut, pieces)]
+        if not pairs:
+            return -math.inf
+        encoded = await self._batches.encode(pairs, self._deadline_s)
+        return float(np.append(signs, tells(encoded.logits, *self._classes)) @ self._weights) + self._bias
+
+    def _cut(self, prompt: str) -> list[Chunk]:
+        return chunks(prompt, self._tokenizer)
 
 
 class RetellingWatcher:
@@ -202,9 +141,9 @@ class RetellingWatcher:
     def __init__(
         self,
         settings: Leakage,
-        prompts: Sequence[Mapping[str, float]],
+        prompts: Sequence[KnownPrompt],
         user_texts: Sequence[str],
-        reader: ToneReader | None = None,
+        reader: PairReader | None = None,
     ) -> None:
         self._settings = settings
         self._prompts = prompts
@@ -228,7 +167,7 @@ class RetellingWatcher:
         """Whether its words tell nothing, or too little, of any prompt that the user did not say."""
         if "#" in channel:
             return True
-        stems = _stems(spelled)
+        stems = stems_of(spelled)
         if not self._says(stems, frozenset()):
             return True
         is_long = sum(map(len, self._user_texts)) > _INLINE_CHARS
@@ -236,7 +175,8 @@ class RetellingWatcher:
 
     def _says(self, stems: Set[str], typed: Set[str]) -> bool:
         """Whether a text with these words could tell a prompt."""
-        told = (sum(map(prompt.__getitem__, (prompt.keys() & stems) - typed)) for prompt in self._prompts)
+        known = (prompt.words for prompt in self._prompts)
+        told = (sum(map(words.__getitem__, (words.keys() & stems) - typed)) for words in known)
         return any(told) if self._reader is None else any(weight >= _LEAST_WEIGHT for weight in told)
 
     async def called(self, parts: Sequence[CallPart]) -> list[Sight]:
@@ -277,16 +217,16 @@ class RetellingWatcher:
         found: list[tuple[int, int, str, list[Signals]]] = []
         for start, end, passage in passages(text):
             said = said_in(passage)
-            if not self._may_tell([said.signs(prompt, {}) for prompt in self._prompts]):
+            if not self._may_tell([said.signs(prompt.words, {}) for prompt in self._prompts]):
                 continue
             # What the user typed can only lower them.
-            signs = [said.signs(prompt, self._typed) for prompt in self._prompts]
+            signs = [said.signs(prompt.words, self._typed) for prompt in self._prompts]
             if self._may_tell(signs):
                 found.append((start, end, passage, signs))
         return found
 
     def _may_tell(self, signs: Sequence[Signals]) -> bool:
-        """Whether the words tell; where the tone is still to be read, whether they say enough of a prompt at all."""
+        """Whether the words tell, or where the encoder is still to be asked, say enough of a prompt at all."""
         if self._reader is None:
             return any(weigh(each) >= LIMIT for each in signs)
         return any(each[0] >= LEAST_TOLD for each in signs)
@@ -295,8 +235,12 @@ class RetellingWatcher:
         """The log-odds for the prompt that is told most. Raises UnavailableError."""
         if self._reader is None:
             return max(map(weigh, signs))
-        tone = await self._reader.tone(passage)
-        return max(self._reader.weigh(each, tone) for each in signs)
+        asked = [
+            self._reader.total(prompt, passage, each)
+            for prompt, each in zip(self._prompts, signs, strict=True)
+            if each[0] >= LEAST_TOLD
+        ]
+        return max(await asyncio.gather(*asked), default=-math.inf)
 
 
 def weigh(found: Signals) -> float:
