@@ -21,6 +21,7 @@ from service.api import (
     completions,
     embeddings,
     ext_proc,
+    gateway_openapi,
     guardrail_litellm,
     guardrail_llm_guard,
     health,
@@ -132,6 +133,7 @@ def assemble(settings: Settings, parts: Parts) -> Litestar:
         "/v1/scan": scan.handler(gateway, server, open_mode=is_open),
         guardrail_litellm.PATH: guardrail_litellm.handler(gateway, server, open_mode=is_open),
         **guardrail_llm_guard.handlers(gateway, server, open_mode=is_open),
+        gateway_openapi.PATH: gateway_openapi.handler(),
         "/health/live": health.live(),
         "/health/ready": health.ready(parts.facts, parts.checks, parts.providers),
     }
