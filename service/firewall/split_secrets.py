@@ -78,9 +78,14 @@ class _Said(msgspec.Struct):
         if at_end and self.whole and len(text) < len(rest) and rest.startswith(text):
             return len(text)
         if length >= _LONG and len(rest) >= _LONG:
-            for size in range(min(len(rest) - 1, len(text)), 0, -1):
-                if text.endswith(rest[:size]):
-                    return size
+            # Keys of one kind all begin alike, so this is asked often, and of long patterns.
+            head = rest[:MIN_PIECE]
+            at = text.find(head, max(0, len(text) - len(rest) + 1))
+            while at >= 0:
+                if rest.startswith(text[at:]):
+                    return len(text) - at
+                at = text.find(head, at + 1)
+            return next((size for size in (2, 1) if text.endswith(rest[:size])), 0)
         return 0
 
 

@@ -193,7 +193,8 @@ class ReplyJudge:
             if self.clears((text,)):
                 return text
         state = self._open(channel)
-        state.is_text = is_argument  # ids and names tell no piece of a secret
+        if not is_argument:  # ids and names tell no piece of a secret
+            state.is_text, state.values = False, None
         await self._read(state, text, last=True)
         if not self._blocked:
             try:
