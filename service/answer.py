@@ -64,7 +64,14 @@ class Answer:
         ledger = self._ledger
         assert ledger.judge is not None
         wire = self._exchange.wire
-        ledger.release = Release(ledger.judge, wire, echo_judge=ledger.echo_judge, echoes=ledger.echoes)
+        model = ledger.call.model if ledger.call is not None else ""
+        ledger.release = Release(
+            ledger.judge,
+            wire,
+            echo_judge=ledger.echo_judge,
+            echoes=ledger.echoes,
+            count=lambda texts: self._tenancy.count(model, texts),
+        )
         return ledger.release
 
     async def _record(self, piece: Piece) -> None:

@@ -104,7 +104,7 @@ class Ledger:
                 completion_tokens = reserved.output_tokens if reserved.hidden_output else 0
             if self.usage is None and self.release is not None:
                 texts = ["".join(parts) for parts in self.release.texts.values()]
-                delivered = await self._books.tenancy.count(call.model, texts)
+                delivered = self.release.tokens + await self._books.tenancy.count(call.model, texts)
                 completion_tokens = max(completion_tokens, delivered)
                 if call.deferred:
                     # The model goes on, and nobody will tell what it used.

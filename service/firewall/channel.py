@@ -2,21 +2,41 @@
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+from service.firewall.argument_values import ArgumentValues
 from service.firewall.credentials import CredentialScanner
 from service.firewall.encoded_runs import EncodedRuns
 from service.firewall.exfiltration import ExfiltrationScanner
 from service.firewall.fingerprint import RunTracker
 from service.firewall.ngrams import Token, WordReader
-from service.firewall.patterns import LETTERS, VISIBLE, Projector
+from service.firewall.pattern_index import IndexTracker, PatternIndex
+from service.firewall.patterns import LETTERS, VISIBLE, Form, PatternSet, PatternTracker, Projector
 from service.firewall.protected import RequestProtection
 from service.firewall.sentences import SentenceSplitter
 
 REDACTED = "[redacted]"
 # Characters to let go of at once; fewer are not worth the copy.
 _TRIM = 256
+_ARGUMENTS = re.compile(r"/(?:arguments|partial_json)\Z")
+
+Projections = list[tuple[Projector, list[PatternTracker | IndexTracker]]]
+
+
+def projections(patterns: Sequence[PatternSet | PatternIndex]) -> Projections:
+    """What follows one text through each projection."""
+    return [
+        (Projector(form), trackers)
+        for form in (LETTERS, VISIBLE)
+        if (trackers := [each.tracker() for each in patterns if each.form == form])
+    ]
+
+
+def values_in(name: str) -> ArgumentValues | None:
+    """What reads the values in a channel of this name; None where it is no JSON."""
+    return ArgumentValues() if _ARGUMENTS.search(name) else None
 
 
 class Channel:
@@ -39,11 +59,14 @@ class Channel:
         self.keep = 0
         self.ended = False
         self.redactions: list[tuple[int, int]] = []
-        self.projections = [
-            (Projector(form), trackers)
-            for form in (LETTERS, VISIBLE)
-            if (trackers := [patterns.tracker() for patterns in protection.patterns if patterns.form == form])
-        ]
+        self.projections = projections(protection.patterns)
+        # A text that repeats another in another form tells nothing more; of arguments each value is a text.
+        self.is_text = "#" not in name
+        self.values = values_in(name) if self.projections else None
+        self.value: Projections = []
+        self.value_number = 0
+        self.going_on: dict[Form, int] = {}
+        """Where begins what goes on with a secret that another text has begun."""
         self.runs = [RunTracker(prints) for prints in protection.fingerprints]
         self.encoded = EncodedRuns(protection.fingerprints) if self.runs else None
         self.words = WordReader() if self.runs or by_sentence else None
@@ -83,7 +106,7 @@ class Channel:
             first = runs.held(self.words.partial if self.words is not None else None)
             if first is not None and first < held:
                 held = first
-        return held
+        return min(held, *self.going_on.values()) if self.going_on else held
 
     def pop_tokens(self, end: int) -> list[Token]:
         """Take the words that begin before `end`."""

@@ -15,8 +15,11 @@ from service.errors import GuardFailed
 from service.firewall.asked import Asked
 from service.firewall.canary import patterns
 from service.firewall.ngrams import words
+from service.firewall.owners import Owners
+from service.firewall.patterns import Form
 from service.firewall.protected import ProtectedTexts, RequestProtection
 from service.firewall.sentences import split
+from service.firewall.split_secrets import SplitSecrets, ToldSecrets
 from service.firewall.stream import ReplyJudge
 from service.firewall.verdict import Action
 from service.firewall.watched import Opening, Watch, WatchedJudge
@@ -86,6 +89,7 @@ class LeakageGuard:
         self._settings = settings
         self._protected = protected
         self._digest = digest
+        self._told = ToldSecrets()
         self._embedder = (
             Embedder(batcher, artifact, deadline_s) if batcher is not None and artifact is not None else None
         )
@@ -104,7 +108,9 @@ class LeakageGuard:
             protection = await asyncio.to_thread(self._protected.for_request, tenant, system_texts, user_texts, marks)
         else:
             protection = self._protected.for_request(tenant, system_texts, user_texts, marks)
-        judge = self.judge(protection, self._digest)
+        caller = asked.caller if asked is not None else ""
+        pieces = self._told.follow(caller, lambda form, pattern: _registered(protection, form, pattern))
+        judge = self.judge(protection, self._digest, pieces)
         if self._protected.stale:
             judge.doubt()
         if asked is None or not self._watches:
@@ -113,12 +119,29 @@ class LeakageGuard:
         watchers = [watcher for watch in self._watches if (watcher := watch(opening)) is not None]
         return WatchedJudge(judge, watchers, self._digest, fails_closed=self._settings.on_error == "block")
 
-    def judge(self, protection: RequestProtection, digest: Callable[[str], str]) -> ReplyJudge:
-        """A judge for a protection made beforehand. To be called on the event loop."""
+    def judge(
+        self, protection: RequestProtection, digest: Callable[[str], str], pieces: SplitSecrets | None = None
+    ) -> ReplyJudge:
+        """A judge for a protection made beforehand, and for what the caller was told of secrets before. To be called on
+        the event loop.
+        """
         closeness = None
         if self._embedder is not None and protection.has_prompts and self._settings.stream != "exact":
             closeness = MeaningCheck(self._embedder, protection)
-        return ReplyJudge(protection, self._settings, digest, closeness, self._canary)
+        return ReplyJudge(protection, self._settings, digest, closeness, self._canary, pieces)
+
+
+def _registered(protection: RequestProtection, form: Form, pattern: str) -> Owners:
+    """Whose secret is written so; nobody's where it is registered no more."""
+    return tuple(
+        owner
+        for patterns in protection.patterns
+        if patterns.form == form
+        for text, owners in patterns.beginning(pattern[:-1])
+        if text == pattern
+        for owner in owners
+        if owner.kind == "secret"
+    )
 
 
 class Embedder:

@@ -19,7 +19,17 @@ import numpy as np
 import numpy.typing as npt
 
 from service.firewall.owners import Owner, Owners, ProtectedText, of_one_pattern
-from service.firewall.patterns import DISGUISES, LETTERS, VISIBLE, Form, patterns_of, written
+from service.firewall.patterns import (
+    DISGUISES,
+    LETTERS,
+    MOST_BEGUN,
+    VISIBLE,
+    Begun,
+    Form,
+    begun,
+    patterns_of,
+    written,
+)
 
 HEAD = 8
 _COLUMNS = 4
@@ -89,6 +99,24 @@ class PatternIndex:
         least = int.from_bytes(text.ljust(HEAD, b"\0"), "big")
         at = bisect_left(self._sorted, least)
         return at < len(self._sorted) and self._sorted[at] < least + (1 << 8 * (HEAD - len(text)))
+
+    def beginning(self, text: str) -> list[tuple[str, Owners]]:
+        """(pattern, whose it is) of patterns longer than `text` that begin with it; none where very many do."""
+        raw = text.encode("utf-8", "surrogatepass")
+        least = int.from_bytes(raw[:HEAD].ljust(HEAD, b"\0"), "big")
+        low = bisect_left(self._sorted, least)
+        high = bisect_left(self._sorted, least + (1 << 8 * max(HEAD - len(raw), 0)), low)
+        if len(raw) >= HEAD:
+            low = bisect_left(range(high), raw, low, high, key=self.pattern)
+        elif high - low > MOST_BEGUN:
+            return []
+        found: list[tuple[str, Owners]] = []
+        for at in range(low, min(high, low + MOST_BEGUN)):
+            if not (pattern := self.pattern(at)).startswith(raw):
+                break
+            if len(pattern) > len(raw) and (owner := self.owner(at)) is not None:
+                found.append((pattern.decode("utf-8", "surrogatepass"), (owner,)))
+        return found
 
     def anchors(self, data: bytes, first: int, last: int) -> Iterable[tuple[int, int, int]]:
         """(start, first pattern, last pattern + 1) of the places from `first` until before `last` at which the first
@@ -167,6 +195,10 @@ class IndexTracker:
         self._next = begun - first  # whatever is between the last place looked up and this begins nothing
         self.held = places[first] if first < size else None
         return found
+
+    def begun(self) -> list[Begun]:
+        """The patterns that the text so far ends in the middle of."""
+        return begun(self._tail.decode("utf-8", "ignore"), self._index.beginning)
 
 
 def build(texts: Sequence[ProtectedText]) -> tuple[PatternIndex, ...]:

@@ -35,8 +35,12 @@ VISIBLE: Form = "visible"
 MIN_PATTERN = 8
 # Letters farther apart than this in the text do not belong together; bounds what is held.
 MAX_GAP = 256
+# A shorter beginning of a pattern is no piece of it.
+MIN_PIECE = 3
+MOST_BEGUN = 64
 _GAP = "\0"
 _HEAD = 4
+_STARTS = 32
 
 
 class _Letters(dict[str, str]):
@@ -76,6 +80,7 @@ class Projector:
     """The projection of one growing text, with the offset of the character that each of its characters came from."""
 
     def __init__(self, form: Form) -> None:
+        self.form: Form = form
         self._table = _TABLES[form]
         self._last = 0
         self._apart = True
@@ -135,6 +140,28 @@ class PatternSet:
         at = bisect_right(self.sorted, text)
         return at < len(self.sorted) and self.sorted[at].startswith(text)
 
+    def beginning(self, text: str) -> list[tuple[str, Owners]]:
+        """(pattern, whose it is) of patterns longer than `text` that begin with it, at most MOST_BEGUN."""
+        if text[:_HEAD] not in self.heads:
+            return []
+        first = last = bisect_right(self.sorted, text)
+        while last < min(len(self.sorted), first + MOST_BEGUN) and self.sorted[last].startswith(text):
+            last += 1
+        return list(zip(self.sorted[first:last], self.owners[first:last], strict=True))
+
+
+Begun = tuple[str, Owners, int]
+"""A pattern, whose it is, and with how many of its first characters a text ends."""
+
+
+def begun(tail: str, beginning: Callable[[str], list[tuple[str, Owners]]]) -> list[Begun]:
+    """The patterns that are begun where a projected text ends with `tail`."""
+    found: list[Begun] = []
+    for start in range(min(len(tail) - MIN_PIECE + 1, _STARTS)):
+        told = tail[start:]
+        found += [(pattern, owners, len(told)) for pattern, owners in beginning(told)]
+    return found
+
 
 class PatternTracker:
     """Follows one projected text. `held` is the offset of the earliest character that may still begin a match."""
@@ -168,6 +195,10 @@ class PatternTracker:
                 return found
         self._tail, self._offsets, self.held = "", [], None
         return found
+
+    def begun(self) -> list[Begun]:
+        """The patterns that the text so far ends in the middle of."""
+        return begun(self._tail, self._patterns.beginning)
 
 
 class _Codes(dict[int, str]):

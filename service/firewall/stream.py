@@ -15,14 +15,17 @@ import msgspec
 
 from service.errors import GuardFailed, UnavailableError
 from service.firewall import credentials
+from service.firewall.argument_values import ValuePart
 from service.firewall.asked import CallPart
-from service.firewall.channel import Channel
+from service.firewall.channel import Channel, projections, values_in
 from service.firewall.credentials import CredentialScanner
 from service.firewall.exfiltration import ACTS, REPORTED, Conversation, ExfiltrationScanner, Hosts, Seen, weigh
 from service.firewall.ngrams import Token
 from service.firewall.owners import Owners, concerned
-from service.firewall.patterns import MIN_PATTERN
+from service.firewall.pattern_index import IndexTracker
+from service.firewall.patterns import MIN_PATTERN, Form, PatternTracker, project
 from service.firewall.protected import RequestProtection
+from service.firewall.split_secrets import SplitSecrets
 from service.firewall.verdict import Action, Category, Finding, Verdict, decide, is_new_kind
 from service.settings import Leakage
 
@@ -38,6 +41,8 @@ _DATA = re.compile(r"[A-Za-z0-9+/=]{200,}")
 _STRIDE = 8_192
 # Longer user texts are folded in a thread, so that the event loop goes on.
 _INLINE_CHARS = 4_000
+# Of the end of a whole text so much is looked at for a secret's beginning.
+_PIECE_CHARS = 4_096
 # Nothing that a disguise is spelled with, so that texts side by side do not make one.
 _BETWEEN = "\n|\n"
 _MAY_BE_ADDRESS = re.compile(r"[:/\\][/\\]|www\.|[^\x00-\x7f]", re.IGNORECASE)
@@ -91,8 +96,10 @@ class ReplyJudge:
         digest: Callable[[str], str],
         closeness: Closeness | None = None,
         canary: Action = "block",
+        split: SplitSecrets | None = None,
     ) -> None:
         self._protection = protection
+        self._split = split or SplitSecrets()
         self._actions: dict[Category, Action] = {
             "leak.secret": settings.action,
             "leak.prompt": settings.action,
@@ -146,7 +153,7 @@ class ReplyJudge:
         self._clear(state)
 
     async def _read(self, state: Channel, text: str, *, last: bool) -> None:
-        if last and not state.end and not self._by_sentence and self._clean(text):
+        if last and not state.end and not self._by_sentence and self._clean(text) and self._tells_none(state, text):
             state.append(text)
             state.ended = True
             self._clear(state)
@@ -177,13 +184,17 @@ class ReplyJudge:
         """
         if self._blocked:
             return ""
-        if len(text) < MIN_PATTERN and text.isascii():
-            return text
-        if self._protection.clears(text, by_meaning=self._by_sentence) and not self._suspects(text):
-            return text
-        if self.clears((text,)):
-            return text
+        is_argument = "/input/" in channel
+        if not is_argument:
+            if len(text) < MIN_PATTERN and text.isascii():
+                return text
+            if self._protection.clears(text, by_meaning=self._by_sentence) and not self._suspects(text):
+                return text
+            if self.clears((text,)):
+                return text
         state = self._open(channel)
+        if not is_argument:  # ids and names tell no piece of a secret
+            state.is_text, state.values = False, None
         await self._read(state, text, last=True)
         if not self._blocked:
             try:
@@ -203,6 +214,7 @@ class ReplyJudge:
         self._finished = True
         if self._blocked:
             return
+        self._split.finish()
         try:
             for state in self._channels.values():
                 if not state.ended:
@@ -280,6 +292,10 @@ class ReplyJudge:
             letters, offsets = projector.feed(text, start)
             for tracker in trackers:
                 found += [(owners, "", first, last) for owners, first, last in tracker.feed(letters, offsets)]
+            if letters and state.is_text and state.values is None:
+                found += self._pieces(state, state.name, projector.form, letters, offsets, trackers)
+        if state.values is not None:
+            found += self._take_values(state, state.values.feed(text, start))
         if state.words is not None:
             found += self._take_words(state, state.words.feed(text, start))
         if state.encoded is not None:
@@ -287,6 +303,75 @@ class ReplyJudge:
         if self._by_sentence:
             state.sentences.feed(text)
         return self._told(found)
+
+    def _take_values(self, state: Channel, parts: Sequence[ValuePart]) -> list[_Sighting]:
+        """The values among a call's arguments, each as a text of its own."""
+        found: list[_Sighting] = []
+        for part in parts:
+            if part.begins:
+                state.value, state.value_number = projections(self._protection.patterns), state.value_number + 1
+            name = f"{state.name}\0{state.value_number}"
+            for projector, trackers in state.value:
+                letters, places = projector.feed(part.text, 0)
+                if not letters:
+                    continue
+                offsets, ends = [part.edges[at] for at in places], [part.edges[at + 1] for at in places]
+                for tracker in trackers:
+                    tracker.feed(letters, offsets)  # what stands in it is found in the whole as well
+                found += self._pieces(state, name, projector.form, letters, offsets, trackers, ends)
+            if part.ends:
+                state.going_on.clear()
+        return found
+
+    def _pieces(
+        self,
+        state: Channel,
+        text: str,
+        form: Form,
+        letters: str,
+        offsets: list[int],
+        trackers: Sequence[PatternTracker | IndexTracker],
+        ends: list[int] | None = None,
+    ) -> list[_Sighting]:
+        """What is complete with the next letters of a text, and where it goes on with what others began. `offsets` are
+        those of the letters, `ends` those behind them.
+        """
+        begun = [each for tracker in trackers for each in tracker.begun()]
+        seen, live = self._split.take(text, form, letters, begun)
+        size = len(letters)
+        found: list[_Sighting] = []
+        for owners, start, end in seen:
+            # What began before these letters was held from there.
+            held = [at for at in (*state.going_on.values(), *(each.held for each in trackers)) if at is not None]
+            first = offsets[size + start] if size + start >= 0 else min(offsets[0], *held)
+            last = max(size + end, 1) - 1
+            found.append((owners, "in pieces", first, ends[last] if ends else offsets[last] + 1))
+        if live:
+            state.going_on[form] = offsets[size - live] if live <= size else state.going_on.get(form, offsets[0])
+        else:
+            state.going_on.pop(form, None)
+        return found
+
+    def _tells_none(self, state: Channel, text: str) -> bool:
+        """Whether a whole text that holds no secret surely tells no piece of one. What it says is kept for others."""
+        if not state.is_text or not state.projections:
+            return True
+        texts = {state.name: text}
+        if (values := values_in(state.name)) is not None:
+            texts = {f"{state.name}\0{at}": part.text for at, part in enumerate(values.feed(text, 0), 1)}
+        told: list[tuple[str, Form, str]] = []
+        for name, value in texts.items():
+            for projector, trackers in projections(self._protection.patterns):
+                letters = project(value, projector.form)
+                last = letters[-_PIECE_CHARS:]
+                for tracker in trackers:
+                    tracker.feed(last, list(range(len(last))))
+                    if not self._split.passes(projector.form, tracker.begun()):
+                        return False
+                told.append((name, projector.form, letters))
+        for each in told:
+            self._split.keep(*each)
+        return True
 
     def _end(self, state: Channel) -> list[_Match]:
         found = self._take_words(state, state.words.finish()) if state.words is not None else []

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections import deque
 from collections.abc import Callable, Sequence
+from typing import Any
 
+import msgspec
 import pytest
 
 from service.api.chat_reply import ChatStream, ChatWire
+from service.api.responses_reply import ResponsesWire
+from service.errors import GuardFailed
+from service.firewall.protected import ProtectedText, ProtectedTexts
+from service.firewall.stream import ReplyJudge
 from service.firewall.verdict import Finding, Verdict, decide
 from service.interfaces import Piece
 from service.release import Release
+from service.settings import Leakage
 
 SECRET = "hunter2-correct-horse"
 
@@ -129,4 +138,104 @@ async def test_a_long_text_is_judged_in_slices_and_leaves_whole() -> None:
     await release.take(piece)
     assert max(judge.fed) <= 4_096
     assert release.cleared() == piece.raw
-    assert "".join(release.texts["choices/0/content"]) == "word " * 10_000
+
+
+KEPT_BYTES = 262_144
+
+
+def kept_bytes(value: Any, seen: set[int]) -> int:
+    """The size of a value and of what hangs on it, each counted once."""
+    if id(value) in seen or isinstance(value, type) or callable(value):
+        return 0
+    seen.add(id(value))
+    size = sys.getsizeof(value)
+    if isinstance(value, dict):
+        return size + sum(kept_bytes(each, seen) for pair in value.items() for each in pair)
+    if isinstance(value, (list, tuple, set, frozenset, deque)):
+        return size + sum(kept_bytes(each, seen) for each in value)
+    if isinstance(value, msgspec.Struct):
+        return size + sum(kept_bytes(getattr(value, name), seen) for name in value.__struct_fields__)
+    return size + kept_bytes(getattr(value, "__dict__", None), seen)
+
+
+class Passing(Judge):
+    """Lets everything go, and keeps nothing but where each channel ends."""
+
+    def __init__(self) -> None:
+        super().__init__(len)
+        self.ends: dict[str, int] = {}
+
+    async def feed(self, channel: str, text: str, *, last: bool = False) -> None:
+        self.ends[channel] = self.ends.get(channel, 0) + len(text)
+
+    def cleared(self, channel: str) -> int:
+        return self.ends[channel]
+
+
+async def test_of_a_long_stream_little_is_kept_and_all_of_it_is_counted() -> None:
+    counted: list[int] = []
+
+    async def count(texts: Sequence[str]) -> int:
+        counted.append(sum(map(len, texts)))
+        return counted[-1]
+
+    judge, wire = Passing(), ChatWire()
+    release, reader = Release(judge, wire, count=count), wire.open_stream()
+    kept, sent, text = 0, 0, "word " * 3_300
+    judge.render = lambda channel, start, end: text
+    for number in range(1_300):
+        choice = {"index": number % 2, "delta": {"content": text}}
+        event = b"data: " + json.dumps({"id": f"chat-{number}", "choices": [choice]}).encode() + b"\n\n"
+        for piece in reader.feed(event):
+            await release.take(piece)
+        sent += len(release.cleared())
+        if number % 50 == 0:
+            kept = max(kept, kept_bytes(vars(release), {id(judge), id(wire)}))
+    assert sent > 20_000_000 and kept < KEPT_BYTES
+    left = sum(len(part) for parts in release.texts.values() for part in parts)
+    assert release.tokens + left == 1_300 * len(text) and max(counted) < KEPT_BYTES
+
+
+async def test_of_small_events_and_their_judge_little_is_kept() -> None:
+    protection = ProtectedTexts([ProtectedText("vault", "secret", "", SECRET)]).for_request("t")
+    judge = ReplyJudge(protection, Leakage(stream="exact"), lambda text: "digest")
+    release, reader, wire = Release(judge, ChatWire()), ChatWire().open_stream(), ChatWire()
+    known = {id(each) for each in (wire, protection, *protection.patterns)}
+    before = kept_bytes(vars(release), set(known))
+    for number in range(8_000):
+        choice = {"index": number % 8, "delta": {"content": f"word{number} "}}
+        for piece in reader.feed(b"data: " + json.dumps({"choices": [choice]}).encode() + b"\n\n"):
+            await release.take(piece)
+        release.cleared()
+    assert kept_bytes(vars(release), set(known)) - before < KEPT_BYTES
+
+
+async def test_a_stream_that_holds_back_too_much_is_given_up_and_nothing_of_it_leaves() -> None:
+    release = Release(Judge(lambda text: 0), ChatWire(), max_held_bytes=5_000)
+    with pytest.raises(GuardFailed, match="holds back more"):
+        for piece in pieces(*["held " * 20] * 100):
+            await release.take(piece)
+            assert release.cleared() == b""
+    assert 5_000 < release._held_bytes < 6_000
+
+
+async def test_what_is_said_again_is_sent_as_it_was_sent() -> None:
+    protection = ProtectedTexts([ProtectedText("vault", "secret", "", SECRET)]).for_request("t")
+    judge = ReplyJudge(protection, Leakage(stream="exact", action="redact"), lambda text: "digest")
+    release, reader = Release(judge, ResponsesWire()), ResponsesWire().open_stream()
+    said = f"It is {SECRET}, and again {SECRET}!"
+    events: list[dict[str, Any]] = [
+        {"type": "response.output_text.delta", "output_index": 0, "content_index": 0, "delta": said[at : at + 5]}
+        for at in range(0, len(said), 5)
+    ]
+    events.append({"type": "response.output_text.done", "output_index": 0, "content_index": 0, "text": said})
+    out = b""
+    for event in events:
+        for piece in reader.feed(f"event: {event['type']}\ndata: {json.dumps(event)}\n\n".encode()):
+            await release.take(piece)
+        out += release.cleared()
+    await release.finish()
+    out += release.cleared()
+    sent = [json.loads(event.partition(b"data: ")[2]) for event in out.split(b"\n\n")[:-1]]
+    deltas = "".join(event["delta"] for event in sent[:-1])
+    assert sent[-1]["text"] == deltas == "It is [redacted], and again [redacted]!"
