@@ -103,14 +103,13 @@ class RequestTexts:
         is_function = isinstance(value.get("name"), str) and value.get("type") in (None, "function", "custom")
         for name, item in value.items():
             place = (*path, name)
-            if name in _KEPT:
-                self.refer(item, place, outside=name != "container_id")
-            elif tool and name == "container" and isinstance(item, str):
-                self.refer(item, place, outside=False)
+            if is_function and name in _SCHEMAS:
+                continue
+            if name in _KEPT or (tool and name == "container"):
+                self.refer(item, place, outside=name not in {"container", "container_id"})
             elif tool and name == "model" and isinstance(item, str):
                 self.further_models.append((item, place_of(place)))
-            elif not (is_function and name in _SCHEMAS):
-                self.named(item, place, tool=tool)
+            self.named(item, place, tool=tool)
 
     def texts_of(self, role: Role) -> tuple[str, ...]:
         """The texts of all segments of a role."""

@@ -211,14 +211,12 @@ def issued_in(document: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _files_of(item: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """What an item says of files that were found or made; what else may hold an id is another's text."""
-    content = item.get("content")
-    for part in content if isinstance(content, list) else ():
+    """What an item says of files that were made for it. Those that were found were there before: whose is not said."""
+    for part in _list(item.get("content")):
         if isinstance(part, dict):
-            annotations = part.get("annotations")
-            yield from (each for each in (part.get("annotation"), *_list(annotations)) if isinstance(each, dict))
-    if item.get("type") == "file_search_call":
-        yield from (each for each in _list(item.get("results")) if isinstance(each, dict))
+            for each in (part.get("annotation"), *_list(part.get("annotations"))):
+                if isinstance(each, dict) and each.get("type") == "container_file_citation":
+                    yield each
 
 
 def _list(value: Any) -> list[Any]:

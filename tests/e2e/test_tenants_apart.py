@@ -315,7 +315,7 @@ def whole(path: str, name: str) -> dict[str, Any]:
     if path == MESSAGES:
         return {**PLAIN[MESSAGES], "container": {"id": f"container_{name}"}, "content": [made_file(name)]}
     text = {"type": "output_text", "text": "hi", "annotations": [cited(name)]}
-    found = {"type": "file_search_call", "id": f"fs_{name}", "results": [{"file_id": f"found_{name}"}]}
+    found = {"type": "code_interpreter_call", "id": f"ci_{name}", "container_id": f"cntr_{name}", "code": "1"}
     output = [{"type": "message", "id": f"msg_{name}", "role": "assistant", "content": [text]}, found]
     return {**PLAIN[RESPONSES], "id": f"resp_{name}", "output": output}
 
@@ -350,7 +350,6 @@ ISSUED: list[tuple[str, str, Any]] = [
     (MESSAGES, "file_", REFERRED[6][2]),
     (RESPONSES, "cntr_", REFERRED[13][2]),
     (RESPONSES, "cfile_", REFERRED[9][2]),
-    (RESPONSES, "found_", REFERRED[9][2]),
 ]
 
 
