@@ -72,6 +72,7 @@ from service.telemetry.metrics import Metrics
 from service.tenancy.directory import Directory, report_unknown
 from service.tenancy.issued import IssuedIds
 from service.tenancy.keys import Keys, load_root
+from service.tenancy.pseudonyms import Pseudonyms
 from service.tenancy.quota import Quota, counters_of
 from service.tenancy.tenants import Tenants
 from service.tenancy.tokens import TokenCounter
@@ -287,7 +288,14 @@ def connect(settings: Settings) -> Parts:
         prompts=model.guard if model else None,
         replies=replies,
         providers=Router(settings.providers, lines, settings.routes, estimate=counted_here(counter.count)),
-        issued=IssuedIds(store, root.digest("issued-id"), settings.storage.on_error),
+        issued=IssuedIds(
+            store,
+            root.digest("issued-id"),
+            settings.storage.on_error,
+            everyones=settings.auth.mode == "keys" and settings.foreign_ids != "refuse",
+        ),
+        foreign_ids=settings.foreign_ids,
+        pseudonyms=Pseudonyms(root.digest("pseudonym"), [p.name for p in settings.providers if p.pseudonym]),
         audit=audit,
         observe=metrics.observe,
         digest=digest,

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from copy import copy
 from time import perf_counter
-from typing import Any
+from typing import Any, Literal
 
 import structlog
 from msgspec.structs import replace
@@ -29,7 +29,7 @@ from service.firewall.asked import Asked
 from service.firewall.canary import sentence
 from service.firewall.extraction import Ruling
 from service.firewall.prompt import Prompt
-from service.firewall.verdict import Verdict, decide
+from service.firewall.verdict import Finding, Verdict, decide
 from service.interfaces import (
     AuditSink,
     Call,
@@ -44,6 +44,7 @@ from service.interfaces import (
     PersonalGuard,
     Piece,
     PromptGuard,
+    Reference,
     Reply,
     ReplyGuard,
     ReplyJudge,
@@ -58,6 +59,7 @@ from service.records.audit import AuditRow
 from service.release import Release
 from service.restoring import RestoredReply
 from service.tenancy.issued import Origin
+from service.tenancy.pseudonyms import Pseudonyms
 
 CLIENT_LEFT = 499
 """Status in the audit row of a caller who left before any answer (nginx's convention)."""
@@ -71,7 +73,8 @@ class Gateway:
     """Everything a request passes through. `prompts` None turns the input side off; `watch` looks for the extraction of
     models; `overlap` starts the provider's call while the prompt is still judged; `translations` are by the protocol of
     the caller (`Wire.name`); `canary` gives the mark of a (tenant, request id), empty for none; `personal` keeps
-    personal data from providers.
+    personal data from providers, `pseudonyms` the caller's own names. `foreign_ids` is for what may have come about
+    outside and was not issued to the caller's tenant.
     """
 
     def __init__(
@@ -90,6 +93,8 @@ class Gateway:
         translations: Mapping[str, Translation] | None = None,
         canary: Callable[[str, str], str] = lambda tenant, request_id: "",
         personal: PersonalGuard | None = None,
+        pseudonyms: Pseudonyms | None = None,
+        foreign_ids: Literal["refuse", "flag", "allow"] = "refuse",
     ) -> None:
         self.tenancy = tenancy
         self.prompts = prompts
@@ -104,6 +109,8 @@ class Gateway:
         self.translations = translations or {}
         self.canary = canary
         self.personal = personal
+        self.pseudonyms = pseudonyms
+        self.foreign_ids = foreign_ids
 
     def towards(self, providers: Router) -> Gateway:
         """The same gateway, but others are asked, and nobody before the verdict: who asks them may not be able to take
@@ -208,7 +215,7 @@ class _Request:
         caller.permit_route(exchange.wire.name)
         asked = self._ledger.call = await exchange.receive()
         if not asked.stored:
-            caller.permit_model(asked.model, asked.unknown_fields)
+            caller.permit_model(asked.model, asked.unknown_fields, asked.further_models)
         call = self._ledger.call = self._marked(caller, self._pinned(caller, asked))
         route = await self._route(caller.tenant, call)
         caller.authorise((segment.role, segment.pointer) for segment in call.prompt.segments)
@@ -237,7 +244,7 @@ class _Request:
             call = self._marked(caller, self._pinned(caller, self._hidden.call))
         if ruling.action == "strip":
             call = replace(call, body=exchange.without_probes(call.body))
-        self._ledger.call = call
+        call = self._ledger.call = self._renamed(caller.tenant, call)
         early = asyncio.ensure_future(self._forward(route, call)) if gateway.overlap else None
         try:
             verdict = await self._judge_prompt(call.prompt)
@@ -316,13 +323,23 @@ class _Request:
             return call
         return replace(call, body=self._exchange.wire.pin(call, sentence(self._canary)))
 
+    def _renamed(self, tenant: str, call: Call) -> Call:
+        """The call with pseudonyms in the place of its caller's own names, whatever became of these in its body."""
+        pseudonyms = self._gateway.pseudonyms
+        if pseudonyms is None or not call.names:
+            return call
+        names = {place: pseudonyms.of(tenant, name) for place, name in call.names.items()}
+        if self._ledger.echoes:
+            self._ledger.echoes |= frozenset(names.values())
+        return replace(call, body=self._exchange.with_names(call.body, names))
+
     def _rule(self, caller: Caller, call: Call) -> Ruling:
         """What the caller's earlier calls mean for this one. Raises LimitExceeded for one that comes too soon."""
         watch = self._gateway.watch
         if watch is None or call.stored or call.counted_only:
             return Ruling()
         ruling = watch.rule(caller.tenant, caller.key_id, call.sampling)
-        self._ledger.noted = ruling.findings
+        self._ledger.noted = (*self._ledger.noted, *ruling.findings)
         if ruling.action == "throttle":
             headers = {"retry-after": str(math.ceil(ruling.wait_s))}
             raise LimitExceeded("This key is asked to call less often for a while.", headers=headers)
@@ -354,7 +371,9 @@ class _Request:
             route = providers.choose(call.model, self._exchange.wire.name)
         ledger.provider = route.name
         for reference in call.references:
-            origin = await self._origin(tenant, reference.id, reference.pointer)
+            origin = await self._kept(tenant, reference)
+            if origin is None:
+                continue
             narrowed = route.only(origin.provider)  # what one provider keeps, no other knows
             if narrowed is None:
                 raise _not_issued(reference.pointer)
@@ -363,6 +382,18 @@ class _Request:
             known.update(dict.fromkeys(origin.system_texts))
         ledger.system_texts = tuple(known)
         return route
+
+    async def _kept(self, tenant: str, reference: Reference) -> Origin | None:
+        """Of what a call refers to; None for what may pass though it was issued to nobody. Raises NotFound."""
+        issued, policy = self._gateway.issued, self._gateway.foreign_ids
+        origin = await issued.find(tenant, reference.id)
+        if origin is not None:
+            return origin
+        if policy == "refuse" or not reference.outside or await issued.is_anyone_s(reference.id):
+            raise _not_issued(reference.pointer)
+        if policy == "flag" and not self._ledger.noted:  # one tells of all
+            self._ledger.noted = (Finding("references", "foreign_id", 1.0, "flag", reference.pointer),)
+        return None
 
     async def _origin(self, tenant: str, issued_id: str, pointer: str) -> Origin:
         origin = await self._gateway.issued.find(tenant, issued_id)
@@ -469,10 +500,14 @@ class _Request:
             body = exchange.wire.ask_usage(body)
         if call.model != asked:
             body = exchange.name_model(body, call.model)
+        path = call.path or exchange.wire.path
         if target.translated:
             translation = self._gateway.translations[exchange.wire.name]
-            return translation.path, translation.request(body, asks_usage=target.asks_usage)
-        return call.path or exchange.wire.path, body
+            path, body = translation.path, translation.request(body, asks_usage=target.asks_usage)
+        pseudonyms, caller = self._gateway.pseudonyms, self._ledger.caller
+        if pseudonyms is not None and target.name in pseudonyms.told and caller is not None and not call.stored:
+            body = exchange.with_user(body, pseudonyms.of(caller.tenant))
+        return path, body
 
     # -- the end -----------------------------------------------------------------------------------------------------
 

@@ -26,10 +26,13 @@ Digest = Callable[[str], str]
 
 
 class Reference(msgspec.Struct, frozen=True):
-    """An id of something that a provider keeps; `pointer` is its place in the request."""
+    """An id of something that a provider keeps; `pointer` is its place in the request. `outside`: it may have come to
+    be outside of this gateway, as a file that was uploaded.
+    """
 
     id: str
     pointer: str
+    outside: bool = False
 
 
 class Call(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,7 +43,9 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     this protocol does not know. `reply` is a reply that the caller has and wants judged, no model called.
 
     `tools` are those that the model may call, None where the request does not say all of them; `results` are texts that
-    neither user nor system wrote; `end_user` is the caller's own name for whom it asks.
+    neither user nor system wrote; `end_user` is the caller's own name for whom it asks. `names` are all such names and
+    those of its caches, by their JSON pointer: no provider sees them. `further_models` are those that tools name, each
+    with its pointer.
 
     `references` must have been issued to the caller's tenant by the provider that is asked. `echoes` are strings of the
     request that replies of this protocol repeat beside the model's output. `deferred`: the model goes on working after
@@ -64,6 +69,8 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     token_ids: int = 0
     unknown_fields: tuple[str, ...] = ()
     reply: Piece | None = None
+    names: Mapping[str, str] = {}
+    further_models: tuple[tuple[str, str], ...] = ()
     references: tuple[Reference, ...] = ()
     echoes: frozenset[str] = frozenset()
     deferred: bool = False
@@ -233,6 +240,12 @@ class Exchange(Protocol):
     def without_probes(self, body: bytes) -> bytes:
         """A body of this protocol that asks for no log-probabilities and biases no token, every other byte as it is."""
 
+    def with_names(self, body: bytes, names: Mapping[str, str]) -> bytes:
+        """A body of this protocol with these names at their JSON pointers, every other byte as it is."""
+
+    def with_user(self, body: bytes, name: str) -> bytes:
+        """A body of OpenAI's protocols that says for whom it asks, as it is where it does already."""
+
     async def receive(self) -> Call:
         """Read and parse the request. Raises RequestError, CallerLeft."""
 
@@ -268,6 +281,10 @@ class Caller(Protocol):
         """The key's id; empty in open mode."""
 
     @property
+    def models(self) -> Sequence[str]:
+        """Globs of the models that it may ask for; all where there is none."""
+
+    @property
     def limits(self) -> Limits:
         """The key's own."""
 
@@ -285,8 +302,12 @@ class Caller(Protocol):
     def permit_route(self, protocol: str) -> None:
         """Check the protocol (`Wire.name`). Raises Forbidden."""
 
-    def permit_model(self, model: str, unknown_fields: Sequence[str] = ()) -> None:
-        """Check the model asked for, and that no unknown member names others. Raises Forbidden."""
+    def permit_model(
+        self, model: str, unknown_fields: Sequence[str] = (), further: Iterable[tuple[str, str]] = ()
+    ) -> None:
+        """Check the model asked for, the `further` ones (model, JSON pointer) that work for it, and that no unknown
+        member names others. Raises Forbidden.
+        """
 
 
 class Reservation(Protocol):
@@ -520,13 +541,16 @@ class Router(Protocol):
 
 
 class IssuedIds(Protocol):
-    """Which ids were issued to which tenant. Both raise StorageFailed."""
+    """Which ids were issued to which tenant. All raise StorageFailed."""
 
     async def record(self, tenant: str, ids: Sequence[str], origin: Origin) -> None:
         """Keep ids; durable on return."""
 
     async def find(self, tenant: str, issued_id: str) -> Origin | None:
         """None where it was not issued to this tenant."""
+
+    async def is_anyone_s(self, issued_id: str) -> bool:
+        """Whether it is known to have been issued to some tenant."""
 
 
 class AuditSink(Protocol):

@@ -71,7 +71,7 @@ class Provider(_Strict, frozen=True, kw_only=True):
     under way, more wait `wait_s` for a place. After `breaker_failures` in a row (0: never) it is left alone for
     `breaker_open_s`. Without `models` it is asked by `[[routes]]` only. `translate_chat`: it may be asked
     for chat completions, translated into Messages; `translate_messages`: for Messages, translated into chat
-    completions.
+    completions. `pseudonym`: calls that name no user are sent with a pseudonym of their tenant as one.
     """
 
     name: Annotated[str, Meta(min_length=1)]
@@ -86,6 +86,7 @@ class Provider(_Strict, frozen=True, kw_only=True):
     stream_usage: bool = True
     translate_chat: bool = False
     translate_messages: bool = False
+    pseudonym: bool = False
     concurrency: Positive | None = None
     wait_s: Annotated[float, Meta(ge=0)] = 1.0
     breaker_failures: Annotated[int, Meta(ge=0)] = 5
@@ -285,6 +286,14 @@ class Model(_Strict, frozen=True, kw_only=True):
     hidden_output: bool = False
 
 
+class Tenancy(_Strict, frozen=True, kw_only=True):
+    """What tenants share, since all of them share the providers' accounts. `foreign_ids` is for ids of files and other
+    kept things that no reply issued to the caller's tenant; left out: `refuse` with keys, `flag` in open mode.
+    """
+
+    foreign_ids: Literal["refuse", "flag", "allow"] | None = None
+
+
 class Tenant(_Strict, frozen=True, kw_only=True):
     """A tenant named in the configuration exists for the CLI and the admin API alike."""
 
@@ -334,6 +343,7 @@ class Settings(_Strict, frozen=True, kw_only=True):
     protected: tuple[Protected, ...] = ()
     extraction: Extraction = Extraction()
     limits: Limits = Limits()
+    tenancy: Tenancy = Tenancy()
     tenants: tuple[Tenant, ...] = ()
     keys: KeyDefaults = KeyDefaults()
     models: tuple[Model, ...] = ()
@@ -341,6 +351,11 @@ class Settings(_Strict, frozen=True, kw_only=True):
     counters: Counters = Counters()
     telemetry: Telemetry = Telemetry()
     folder: Path = Path()
+
+    @property
+    def foreign_ids(self) -> Literal["refuse", "flag", "allow"]:
+        """What follows from ids that were not issued to the caller's tenant: in open mode there is one tenant only."""
+        return self.tenancy.foreign_ids or ("refuse" if self.auth.mode == "keys" else "flag")
 
     @property
     def artifact_path(self) -> Path:
@@ -435,6 +450,8 @@ def _check_providers(settings: Settings) -> None:
             raise ConfigError(f'{where}.translate_chat: only for kind "anthropic"')
         if provider.translate_messages and provider.kind not in {"openai", "azure"}:
             raise ConfigError(f'{where}.translate_messages: only for kinds "openai" and "azure"')
+        if provider.pseudonym and provider.kind not in {"openai", "azure"}:
+            raise ConfigError(f'{where}.pseudonym: only for kinds "openai" and "azure"')
         if provider.api_version and provider.kind != "azure":
             raise ConfigError(f'{where}.api_version: only for kind "azure"')
         if provider.kind != "sandbox" and not provider.base_url.startswith(("http://", "https://")):

@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
 from service.api import strict_json
+from service.api.caller_names import with_names, with_user
 from service.api.sampling import without_probes
 from service.errors import (
     Forbidden,
@@ -143,6 +144,14 @@ class HttpExchange:
     def without_probes(self, body: bytes) -> bytes:
         """The body without what shows or bends the distribution of tokens, every other byte as it is."""
         return without_probes(body)
+
+    def with_names(self, body: bytes, names: Mapping[str, str]) -> bytes:
+        """The body with these names at their pointers, every other byte as it is."""
+        return with_names(body, names)
+
+    def with_user(self, body: bytes, name: str) -> bytes:
+        """The body that says for whom it asks, as it is where it does already."""
+        return with_user(body, name)
 
     async def receive(self) -> Call:
         """Check the headers, read the body under its cap and in its time, parse it. Raises RequestError, CallerLeft."""

@@ -6,6 +6,7 @@ Source: OpenAI API reference, "Create chat completion".
 from __future__ import annotations
 
 from service.api.asgi import Handler, endpoint
+from service.api.caller_names import names_of
 from service.api.chat_prompt import FIELDS, Reading
 from service.api.chat_reply import ChatWire
 from service.api.offered_tools import chat_results, chat_tools, end_user_of
@@ -42,6 +43,9 @@ def parse_request(body: bytes, server: Server) -> Call:
         tools=chat_tools(request),
         results=chat_results(request["messages"], reading.segments),
         end_user=end_user_of(request),
+        names=names_of(request),
+        further_models=tuple(reading.further_models),
+        references=tuple(reading.references),
         max_output_tokens=max(bounds) * choices if bounds else None,
         choices=choices,
         reports_usage=not request.get("stream") or (request.get("stream_options") or {}).get("include_usage") is True,

@@ -93,6 +93,8 @@ class Reading(RequestTexts):
             elif name in {"refusal", "reasoning", "reasoning_content"} and isinstance(value, str):
                 self.text(value, place, "tool", index)
             elif name != "tool_call_id":
+                if name == "audio" and isinstance(value, dict):  # what the model said before, by its id
+                    self.refer(value.get("id"), (*place, "id"))
                 self._other(name, value, path, index)
             elif not is_identifier(string(value, place)):
                 self.text(value, place, "document", index)
@@ -154,6 +156,8 @@ class Reading(RequestTexts):
             if item is None:
                 continue
             what = "file_id" if name == "file_id" else kind
+            if name == "file_id":
+                self.refer(item, place)
             self.attachment(string(item, place), place, what, message, base64=name == "file_data")
 
     def _tool_calls(self, calls: Any, path: Path, message: int) -> None:
@@ -216,6 +220,7 @@ class Reading(RequestTexts):
                 if not isinstance(function, dict):
                     raise malformed(pointer(field, index, "function"), "a function definition")
                 string(function.get("name"), (field, index, "function", "name"))
+            self.named(tool, (field, index))
             self.add(segments_of(tool, (field, index), "tool"))
 
     def _other(self, name: str, value: Any, path: Path, message: int, role: Role = "document") -> None:

@@ -25,8 +25,19 @@ def piece_of(texts: Texts, document: dict[str, Any], raw: bytes, event: str = ""
         usage=usage_of(document.get("usage")),
         final=any(choice.get("finish_reason") is not None for choice in document.get("choices") or ()),
         failed=bool(document.get("error")),
+        issued=issued_in(document),
         calls=chat_calls(document),
     )
+
+
+def issued_in(document: dict[str, Any]) -> tuple[str, ...]:
+    """The ids in a reply or an event by which the caller may later refer to what the provider keeps: of its sound."""
+    found: list[Any] = []
+    for choice in document.get("choices") or ():
+        for said in (choice.get("message"), choice.get("delta")):
+            sound = said.get("audio") if isinstance(said, dict) else None
+            found.append(sound.get("id") if isinstance(sound, dict) else None)
+    return tuple(name for name in found if isinstance(name, str) and name)
 
 
 def _slots(document: dict[str, Any], event: str) -> Iterator[Slot]:

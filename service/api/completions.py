@@ -11,6 +11,7 @@ from typing import Any
 
 from service.api import strict_json
 from service.api.asgi import Handler, endpoint, malformed
+from service.api.caller_names import names_of
 from service.api.chat_reply import ChatWire
 from service.api.inputs import Decode, Inputs
 from service.api.request_fields import Fields, model_of, read_object, recorded
@@ -68,6 +69,7 @@ def parse_request(body: bytes, server: Server, decode: Decode) -> Call:
         max_output_tokens=None if bound is None else bound * choices,
         choices=choices,
         token_ids=reading.token_ids,
+        names=names_of(request),
         repeats_prompt=request.get("echo") is True,
         unknown_fields=recorded(request.keys() - _FIELDS.known),
         sampling=sampling_of(request),

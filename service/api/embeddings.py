@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any
 
 from service.api.asgi import Handler, endpoint
+from service.api.caller_names import names_of
 from service.api.chat_reply import ChatWire
 from service.api.inputs import Decode, Inputs
 from service.api.reply_texts import COMPLETE, Slot, Texts, channel_name, read_document, strings, unknown_key
@@ -61,6 +62,7 @@ def parse_request(body: bytes, server: Server, decode: Decode) -> Call:
         user_texts=texts,
         max_output_tokens=0,
         token_ids=reading.token_ids,
+        names=names_of(request),
         unknown_fields=recorded(request.keys() - _FIELDS.known),
     )
 

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from service.api.asgi import Handler, endpoint, malformed
+from service.api.caller_names import MESSAGE_MEMBERS, names_of
 from service.api.messages_prompt import FIELDS, Reading
 from service.api.messages_reply import CountWire, MessagesWire
 from service.api.offered_tools import end_user_of, message_results, message_tools
@@ -64,6 +65,9 @@ def _call(request: dict[str, Any], body: bytes, server: Server, *, stream: Any, 
         tools=message_tools(request),
         results=message_results(request["messages"], reading.segments),
         end_user=end_user_of(request),
+        names=names_of(request, MESSAGE_MEMBERS),
+        further_models=tuple(reading.further_models),
+        references=tuple(reading.references),
         max_output_tokens=max_output_tokens,
         unknown_fields=recorded(request.keys() - FIELDS.known),
         sampling=sampling_of(request),

@@ -150,7 +150,7 @@ class Reading(RequestTexts):
                 with self.foreign():
                     self.add(segments_of(self._readable(value, place), place, "tool", message))
             case "container_upload", "file_id":
-                string(value, place)
+                self.refer(string(value, place), place)
                 self.attachment(value, place, "file_id", message)
             case _, ("id" | "tool_use_id"):
                 if not is_identifier(string(value, place)):
@@ -177,6 +177,8 @@ class Reading(RequestTexts):
                 self.text(string(value, place), place, "document", message)
             elif name in {"data", "url", "file_id"}:
                 what = "file_id" if name == "file_id" else kind
+                if name == "file_id":
+                    self.refer(value, place)
                 self.attachment(string(value, place), place, what, message, base64=name == "data")
             elif name != "media_type" or not isinstance(value, str) or value not in _MEDIA:
                 self._other(name, value, path, message)
@@ -194,6 +196,7 @@ class Reading(RequestTexts):
                         raise malformed(pointer(name, index), "a tool definition")
                     if tool.get("name") is not None:
                         string(tool["name"], (name, index, "name"))
+                    self.named(tool, (name, index))
                     self.add(segments_of(tool, (name, index), "tool"))
             elif name == "mcp_servers":
                 self._servers(value)
@@ -202,6 +205,9 @@ class Reading(RequestTexts):
                     string(text, (name, index))
                 self.add(segments_of(value, (name,), "document"))
             else:
+                if name == "container":  # by its id, alone or beside what is loaded into it
+                    path: Path = (name, "id") if isinstance(value, dict) else (name,)
+                    self.refer(value.get("id") if isinstance(value, dict) else value, path)
                 self._unless_quiet(value, (name,), "tool" if name in _TOOL_FIELDS else "document")
 
     def _servers(self, servers: list[Any]) -> None:

@@ -13,7 +13,7 @@ import msgspec
 from msgspec.structs import replace
 
 from service.api import reply_texts, sse, strict_json
-from service.api.messages_texts import EVENTS, block_index, event_slots, message_slots, usage_of
+from service.api.messages_texts import EVENTS, block_index, event_slots, issued_in, message_slots, usage_of
 from service.api.reply_calls import message_calls, message_event_calls
 from service.api.reply_stream import EventReader
 from service.api.reply_texts import Texts, read_document
@@ -56,6 +56,7 @@ class MessagesWire:
             usage=usage_of(usage) if isinstance(usage, dict) else None,
             final=True,
             failed=_is_error(document),
+            issued=issued_in(document),
             calls=message_calls(document.get("content"), slots),
         )
 
@@ -154,6 +155,7 @@ class MessagesStream(EventReader):
             final=kind == "message_stop" or _gives_reason(document),
             failed=failed,
             ends="" if stopped is None else f"content/{stopped}",
+            issued=issued_in(document),
             calls=message_event_calls(document, kind, self._tools, slots),
         )
 

@@ -75,6 +75,25 @@ def usage_of(usage: dict[str, Any]) -> Usage | None:
     return Usage(sum(counts), output, usage.get("cache_read_input_tokens") or 0)
 
 
+def issued_in(document: dict[str, Any]) -> tuple[str, ...]:
+    """The ids in a message or an event by which the caller may later refer to what the provider keeps: of a container,
+    and of files that code made there.
+    """
+    found: list[Any] = []
+    blocks: list[Any] = [document.get("content_block")]
+    for box in (document, document.get("message"), document.get("delta")):
+        if isinstance(box, dict):
+            container, content = box.get("container"), box.get("content")
+            found.append(container.get("id") if isinstance(container, dict) else None)
+            blocks += content if isinstance(content, list) else []
+    for block in blocks:
+        if isinstance(block, dict) and str(block.get("type")).endswith("code_execution_tool_result"):
+            result = block.get("content")
+            made = result.get("content") if isinstance(result, dict) else None
+            found += [file.get("file_id") for file in made if isinstance(file, dict)] if isinstance(made, list) else []
+    return tuple(name for name in found if isinstance(name, str) and name)
+
+
 def _block(box: Any, key: Any, index: int, *, streamed: bool) -> Iterator[Slot]:
     block, place = box[key], f"content/{index}"
     if not isinstance(block, dict):

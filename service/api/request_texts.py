@@ -17,13 +17,20 @@ from service.api.strict_json import pointer
 from service.api.texts import Path, is_opaque, place_of, segments_of, text_of_base64, text_of_data_url
 from service.errors import PayloadTooLarge
 from service.firewall.prompt import FOREIGN, Role, Segment, Unscannable
+from service.interfaces import Reference
 
 MAX_TEXTS = 32_768
 """Each is judged by itself. More could not be within any deadline, and only to count them takes long."""
+MAX_REFERENCES = 2_048
+"""Each is looked up in the database."""
 
 _PDF = "%PDF-"
 """A PDF may be plain ASCII and still write its words in a code of its own."""
 _THREE_WORDS = r"[A-Za-z]{2,}[_.:-]+[A-Za-z]{2,}[_.:-]+[A-Za-z]{2}"
+_KEPT = frozenset({"file_id", "file_ids", "vector_store_id", "vector_store_ids", "container_id"})
+"""Members that hold ids of what a provider keeps, wherever they stand."""
+_SCHEMAS = frozenset({"parameters", "input_schema", "output_schema", "input_examples"})
+"""Members of a function that say what it may be called with: names in them are the application's own."""
 _IDENTIFIER = re.compile(rf"(?!.*{_THREE_WORDS})[A-Za-z0-9_.:-]{{1,40}}")
 
 
@@ -33,11 +40,15 @@ def is_identifier(text: str) -> bool:
 
 
 class RequestTexts:
-    """The segments of one request, and what in it no text guard can read."""
+    """The segments of one request, what in it no text guard can read, the ids that it refers to, and the models that it
+    names beside the one that it asks for, each with its pointer.
+    """
 
     def __init__(self) -> None:
         self.segments: list[Segment] = []
         self.unscannable: list[Unscannable] = []
+        self.references: list[Reference] = []
+        self.further_models: list[tuple[str, str]] = []
 
     def add(self, found: Iterable[Segment]) -> None:
         """Keep segments. Raises PayloadTooLarge over MAX_TEXTS."""
@@ -65,7 +76,40 @@ class RequestTexts:
         self, name: str, value: Any, path: Path, message: int = -1, role: Role = "document", *, known: bool = False
     ) -> None:
         """A member of any shape. Where the protocol does not know it, its name is the caller's text as well."""
+        if not known:
+            self.named({name: value}, path, tool=not path)
         self.add(segments_of(value, (*path, name), role, message, name="" if known else name))
+
+    def refer(self, value: Any, path: Path, *, outside: bool = True) -> None:
+        """Keep an id, or a list of them, of what a provider keeps (`Reference`). Raises PayloadTooLarge."""
+        if isinstance(value, list):
+            for index, item in enumerate(value):
+                if isinstance(item, str):
+                    self.refer(item, (*path, index), outside=outside)
+        elif isinstance(value, str) and value:
+            if len(self.references) == MAX_REFERENCES:
+                raise PayloadTooLarge(f"The body refers to more than {MAX_REFERENCES} files and other kept things.")
+            self.references.append(Reference(value, place_of(path), outside))
+
+    def named(self, value: Any, path: Path, *, tool: bool = True) -> None:
+        """What a definition of any shape names of what is not in the request: ids of files and stores and, where it is
+        a `tool`, containers and models that work for it.
+        """
+        if isinstance(value, list):
+            for index, item in enumerate(value):
+                self.named(item, (*path, index), tool=tool)
+        if not isinstance(value, dict):
+            return
+        is_function = isinstance(value.get("name"), str) and value.get("type") in (None, "function", "custom")
+        for name, item in value.items():
+            place = (*path, name)
+            if is_function and name in _SCHEMAS:
+                continue
+            if name in _KEPT or (tool and name == "container"):
+                self.refer(item, place, outside=name not in {"container", "container_id"})
+            elif tool and name == "model" and isinstance(item, str):
+                self.further_models.append((item, place_of(place)))
+            self.named(item, place, tool=tool)
 
     def texts_of(self, role: Role) -> tuple[str, ...]:
         """The texts of all segments of a role."""

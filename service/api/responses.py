@@ -6,6 +6,7 @@ Source: OpenAI API reference, "Create a model response".
 from __future__ import annotations
 
 from service.api.asgi import Handler, endpoint
+from service.api.caller_names import names_of
 from service.api.offered_tools import end_user_of, response_results, response_tools
 from service.api.request_fields import model_of, read_object, recorded
 from service.api.responses_prompt import FIELDS, Reading, echoes_of
@@ -42,6 +43,8 @@ def parse_request(body: bytes, server: Server) -> Call:
         max_output_tokens=request.get("max_output_tokens"),
         unknown_fields=recorded(reading.unknown),
         references=tuple(reading.references),
+        names=names_of(request),
+        further_models=tuple(reading.further_models),
         echoes=echoes_of(request),
         deferred=bool(request.get("background")),
         sampling=sampling_of(request),

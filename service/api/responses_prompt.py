@@ -17,7 +17,6 @@ from service.api.strict_json import pointer
 from service.api.texts import Path, segments_of, text_of_base64
 from service.errors import PayloadTooLarge
 from service.firewall.prompt import Role, Unscannable
-from service.interfaces import Reference
 
 _ROLES: dict[str, Role] = {"system": "system", "developer": "system", "user": "user", "assistant": "tool"}
 _TOOL_FIELDS = frozenset({"tools", "tool_choice", "text", "reasoning", "include"})
@@ -97,7 +96,6 @@ class Reading(RequestTexts):
 
     def __init__(self) -> None:
         super().__init__()
-        self.references: list[Reference] = []
         self.unknown: set[str] = set()
 
     def read(self, request: dict[str, Any], max_items: int) -> None:
@@ -106,7 +104,7 @@ class Reading(RequestTexts):
             self.text(instructions, ("instructions",), "system")
         self._input(request.get("input"), max_items)
         if previous := request.get("previous_response_id"):
-            self.references.append(Reference(previous, "/previous_response_id"))
+            self.refer(previous, ("previous_response_id",), outside=False)
         self._conversation(request.get("conversation"))
         self._template(request.get("prompt"))
         for name, value in request.items():
@@ -149,13 +147,16 @@ class Reading(RequestTexts):
             role = self._role(item, path, index)
         elif kind == "item_reference" or (kind == "reasoning" and not item.get("encrypted_content") and item.get("id")):
             # What the provider keeps under this id is put in its place.
-            self.references.append(Reference(string(item.get("id"), (*path, "id")), pointer(*path, "id")))
+            self.refer(string(item.get("id"), (*path, "id")), (*path, "id"), outside=False)
         for name, value in item.items():
             if name == "type" or (kind == "message" and name == "role"):
                 continue
             with self.foreign(name in _RETURNED and kind != "message"):
                 if name in {"content", "output"} and kind in _WITH_CONTENT:
                     self._content(value, (*path, name), role, index)
+                elif name == "tools" and kind != "mcp_list_tools":  # those are a server's own, and not called by this
+                    self.named(value, (*path, name))
+                    self._member(name, value, path, index, role)
                 elif name == "result" and kind == "image_generation_call" and isinstance(value, str):
                     self.attachment(value, (*path, name), "image", index, base64=True)
                 else:
@@ -184,7 +185,7 @@ class Reading(RequestTexts):
         elif name in {"content", "summary", "output", "outputs"} and isinstance(value, (list, dict)):
             self._parts(value, place, role, index)
         elif name in {"environment", "caller"}:
-            self._container(value, place)
+            self.named(value, place)
             self.add(segments_of(value, place, role, index))
         else:
             self.add(segments_of(value, place, "document" if name == "results" else role, index))
@@ -193,7 +194,7 @@ class Reading(RequestTexts):
         if name in _IDS:
             self._identifier(value, place, index)
             if name == "container_id":
-                self.references.append(Reference(value, pointer(*place)))
+                self.refer(value, place, outside=False)
         elif name == "encrypted_content":
             # The provider's own, sealed by it. Only it can read that; what anybody can read is judged.
             if (text := text_of_base64(value)) is not None or not _SEALED.fullmatch(value):
@@ -233,6 +234,7 @@ class Reading(RequestTexts):
     def _part(self, part: dict[str, Any], path: Path, role: Role, index: int) -> None:
         kind = part.get("type")
         if kind is None:  # such as the chunks of a shell's output
+            self.named(part, path, tool=False)
             self.add(segments_of(part, path, role, index))
             return
         if not isinstance(kind, str):
@@ -249,6 +251,8 @@ class Reading(RequestTexts):
                 continue
             if name in wanted and name in _ATTACHED:
                 what = "file_id" if name == "file_id" else kind
+                if name == "file_id":
+                    self.refer(value, place)
                 with self.foreign():
                     self.attachment(string(value, place), place, what, index, base64=name == "file_data")
             elif name == "input_audio" and name in wanted:
@@ -282,7 +286,7 @@ class Reading(RequestTexts):
                 if name != "id":
                     self.member(name, item, place)
             value, place = value.get("id"), ("conversation", "id")
-        self.references.append(Reference(string(value, place), pointer(*place)))
+        self.refer(string(value, place), place, outside=False)
 
     def _template(self, value: Any) -> None:
         """A template that the operator keeps at the provider; what it says is not known here, its variables are."""
@@ -310,22 +314,12 @@ class Reading(RequestTexts):
                     raise malformed(pointer(name, index), "a tool definition")
                 if tool.get("type") in ("function", "custom"):  # it may be of any type
                     string(tool.get("name"), (name, index, "name"))
-                self._container(tool, (name, index))
+                self.named(tool, (name, index))
                 self.add(segments_of(tool, (name, index), "tool"))
             return
         found = list(segments_of(value, (name,), "tool" if name in _TOOL_FIELDS else "document"))
         if not all(word in _QUIET for s in found for word in s.text.split("\n")):
             self.add(found)
-
-    def _container(self, value: Any, path: Path) -> None:
-        """A container holds the files of whoever it was made for."""
-        if not isinstance(value, dict):
-            return
-        for name in ("container", "container_id"):
-            if isinstance(value.get(name), str):
-                self.references.append(Reference(value[name], pointer(*path, name)))
-        if isinstance(value.get("environment"), dict):
-            self._container(value["environment"], (*path, "environment"))
 
 
 def echoes_of(request: dict[str, Any]) -> frozenset[str]:

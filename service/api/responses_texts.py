@@ -197,7 +197,7 @@ def issued_in(document: dict[str, Any]) -> tuple[str, ...]:
     """The ids in a response object or an event by which the caller may later ask for what the provider keeps."""
     response = document.get("response", document)
     found: list[Any] = []
-    items: list[Any] = [document.get("item")]
+    items: list[Any] = [document.get("item"), {"content": [document.get("part"), document]}]
     if isinstance(response, dict) and response.get("object") == "response" and response.get("deleted") is not True:
         conversation = response.get("conversation")
         found += [response.get("id"), conversation.get("id") if isinstance(conversation, dict) else conversation]
@@ -206,7 +206,21 @@ def issued_in(document: dict[str, Any]) -> tuple[str, ...]:
     for item in items:
         if isinstance(item, dict):
             found += [item.get("id"), item.get("container_id")]
+            found += [each for box in _files_of(item) for each in (box.get("file_id"), box.get("container_id"))]
     return tuple(name for name in found if isinstance(name, str) and name)
+
+
+def _files_of(item: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """What an item says of files that were made for it. Those that were found were there before: whose is not said."""
+    for part in _list(item.get("content")):
+        if isinstance(part, dict):
+            for each in (part.get("annotation"), *_list(part.get("annotations"))):
+                if isinstance(each, dict) and each.get("type") == "container_file_citation":
+                    yield each
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def usage_of(response: Any) -> Usage | None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from service.errors import MalformedRequest, PayloadTooLarge
@@ -115,6 +116,18 @@ def splice_member(body: bytes, key: str, value: Any) -> bytes:
     return (text[:opening] + json.dumps(key) + ":" + encoded + comma + text[opening:]).encode("utf-8")
 
 
+def splice_value(body: bytes, path: Sequence[str], value: Any) -> bytes:
+    """Put a value in the place of one within the objects of a valid body, every other byte as it is."""
+    text = body.decode("utf-8")
+    start = end = 0
+    for key in path:
+        span = _member(text, key, start) if text[_skip(text, start, " \t\n\r")] == "{" else None
+        if span is None:
+            return body
+        start, end = span
+    return (text[:start] + json.dumps(value) + text[end:]).encode("utf-8")
+
+
 def splice_out(body: bytes, key: str) -> bytes:
     """Take one member out of the top-level object of a valid body and leave every other byte as it is."""
     text = body.decode("utf-8")
@@ -145,9 +158,9 @@ def splice_first(body: bytes, key: str, value: Any) -> bytes:
     return (text[:opening] + json.dumps(value) + comma + text[opening:]).encode("utf-8")
 
 
-def _member(text: str, key: str) -> tuple[int, int] | None:
-    """Where the value of a member of the top-level object begins and ends."""
-    at = text.index("{") + 1
+def _member(text: str, key: str, start: int = 0) -> tuple[int, int] | None:
+    """Where the value of a member of the object begins and ends that is the first from `start`."""
+    at = text.index("{", start) + 1
     while True:
         at = _skip(text, at, " \t\n\r,")
         if text[at] == "}":

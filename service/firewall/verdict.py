@@ -18,6 +18,7 @@ Category = Literal[
     "leak.credential",
     "leak.exfiltration",
     "cross_tenant",
+    "foreign_id",
     "leak.canary",
     "leak.piecemeal",
     "tool.unoffered",

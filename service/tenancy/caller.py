@@ -48,14 +48,18 @@ class KeyCaller(msgspec.Struct, frozen=True):
         if self.routes and (route := route_of(protocol)) not in self.routes:
             raise Forbidden(f"This key may not call the route {route}.")
 
-    def permit_model(self, model: str, unknown_fields: Sequence[str] = ()) -> None:
-        """Check the model asked for; `unknown_fields` are the request's members that its protocol does not know, among
-        which some providers look for more models. Raises Forbidden naming the pointer.
+    def permit_model(
+        self, model: str, unknown_fields: Sequence[str] = (), further: Iterable[tuple[str, str]] = ()
+    ) -> None:
+        """Check the model asked for and the `further` ones, (model, JSON pointer), that tools name. `unknown_fields`
+        are the request's members that its protocol does not know: some providers look for more models among them.
+        Raises Forbidden naming the pointer.
         """
         if not self.models:
             return
-        if not any(_pattern(glob).match(model) for glob in self.models):
-            raise Forbidden("This key may not ask for this model.", pointer="/model")
+        for name, pointer in ((model, "/model"), *further):
+            if not any(_pattern(glob).match(name) for glob in self.models):
+                raise Forbidden("This key may not ask for this model.", pointer=pointer)
         if others := sorted(_OTHER_MODELS & set(unknown_fields)):
             raise Forbidden("This key may not name further models.", pointer=f"/{others[0]}")
 

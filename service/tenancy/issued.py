@@ -49,7 +49,8 @@ class IssuedStore(Protocol):
 class IssuedIds:
     """The record of ids (`interfaces.IssuedIds`). `digest` is a keyed hash.
 
-    `on_error` "allow" lets a reply pass whose ids were not kept: they will not be found, and so be of no use.
+    `on_error` "allow" lets a reply pass whose ids were not kept: they will not be found, and so be of no use. With
+    `everyones` a second hash without the tenant is kept, so that another's id can be told from one that nobody has.
     """
 
     def __init__(
@@ -58,12 +59,14 @@ class IssuedIds:
         digest: Callable[[str], str],
         on_error: Literal["block", "allow"] = "block",
         *,
+        everyones: bool = False,
         max_per_tenant: int = MAX_PER_TENANT,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._store = store
         self._digest = digest
         self._on_error = on_error
+        self._everyones = everyones
         self._max_per_tenant = max_per_tenant
         self._clock = clock
         self._added: dict[str, int] = {}
@@ -75,6 +78,8 @@ class IssuedIds:
         """Keep ids; durable on return. Raises StorageFailed where the policy is to fail closed."""
         digests = [self._of(tenant, issued_id) for issued_id in ids]
         self._remember(digests, origin.system_texts)
+        if self._everyones:
+            digests += [self._of("", issued_id) for issued_id in ids]
         # The first after a start trims too: whoever restarts often would never come to the thousandth.
         added = self._added.get(tenant, -1) + 1
         self._added[tenant] = added
@@ -94,6 +99,10 @@ class IssuedIds:
         if provider is None:
             return None
         return Origin(provider, self._texts.get(self._texts_of.get(digest, ""), ()))
+
+    async def is_anyone_s(self, issued_id: str) -> bool:
+        """Whether it is known to have been issued to some tenant; False without `everyones`. Raises StorageFailed."""
+        return self._everyones and await self._store.find_issued(self._of("", issued_id)) is not None
 
     def _of(self, tenant: str, issued_id: str) -> str:
         return self._digest(f"{tenant}\x00{issued_id}")

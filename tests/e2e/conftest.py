@@ -35,6 +35,7 @@ class Who:
     key_id = ""
 
     system_prompt = ""
+    models: tuple[str, ...] = ()
 
     def authorise(self, sent: Any) -> None:
         list(sent)
@@ -42,7 +43,7 @@ class Who:
     def permit_route(self, protocol: str) -> None:
         pass
 
-    def permit_model(self, model: str, unknown_fields: Any = ()) -> None:
+    def permit_model(self, model: str, unknown_fields: Any = (), further: Any = ()) -> None:
         pass
 
 

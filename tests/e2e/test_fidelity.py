@@ -32,8 +32,12 @@ SIGNS = ["\\", "/", '"', "\t", "&"]
 # A reply shares no word with its request: of so few, some would tell the system text by chance, and rightly be stopped.
 ASKED = [*SIGNS, "river", "stone", "café", "Łódź", "naïve", "東京", "😀", "and", "7", "quiet", "<b>", "é"]
 ANSWERED = [*SIGNS, "meadow", "cloud", "forêt", "Kraków", "señor", "大阪", "🙂", "or", "5", "loud", "<i>", "ü"]
-# Ids of what a provider keeps must have been issued before; the rest says how the call goes on.
-LEFT_OUT = ("previous_response_id", "conversation", "prompt", "background", "stream", "stream_options", "n", "best_of")
+# Ids of what a provider keeps must have been issued before, and the caller's own names are for nobody else; the rest
+# says how the call goes on.
+LEFT_OUT = (
+    *("previous_response_id", "conversation", "prompt", "background", "stream", "stream_options", "n", "best_of"),
+    *("user", "safety_identifier", "prompt_cache_key"),
+)
 
 
 class Made:
@@ -71,7 +75,7 @@ class Made:
             if self.stream and self.name in {"chat/completions", "completions"}:
                 made["stream_options"] = {"include_usage": True, "include_obfuscation": False}
             call: Call = parse(json.dumps(made).encode(), Server())
-            if not call.references:
+            if not call.references and not call.names:
                 return made
 
     def reply(self) -> bytes:

@@ -121,7 +121,7 @@ targets = [{{ provider = "a", model = "a-large" }}, {{ provider = "b", model = "
         yield begin
 
 
-BODY = b'{ "messages": [{"role":"user","content":"hello \\u00e4"}],\n "model" : "fast", "user": "fast" }'
+BODY = b'{ "messages": [{"role":"user","content":"hello \\u00e4"}],\n "model" : "fast", "stop": "fast" }'
 
 
 async def ask(url: str, body: bytes = BODY) -> tuple[int, dict[str, Any], Any]:
@@ -162,7 +162,7 @@ async def test_a_bound_is_set_in_the_member_that_the_provider_s_own_model_knows(
 ) -> None:
     thinks = '[[routes]]\nmodel = "thinks"\ntargets = [{ provider = "b", model = "o3-mini" }]\n'
     url = start(route=thinks + "[limits]\nmax_output_tokens = 9")
-    await ask(url, BODY.replace(b'"fast", "user"', b'"thinks", "user"'))
+    await ask(url, BODY.replace(b'"fast", "stop"', b'"thinks", "stop"'))
     await ask(url)
     (sent,), (other,) = stubs[1].bodies, stubs[0].bodies
     assert (json.loads(sent)["max_completion_tokens"], json.loads(sent)["model"]) == (9, "o3-mini")
@@ -199,7 +199,7 @@ async def test_a_silent_provider_is_a_504_and_nobody_else_is_asked(start: Any, s
 async def test_a_stream_that_breaks_after_its_first_byte_is_not_begun_again_elsewhere(start: Any, stubs: Any) -> None:
     stubs[0].script = ["break"]
     url = start()
-    body = BODY.replace(b'"user": "fast"', b'"stream": true')
+    body = BODY.replace(b'"stop": "fast"', b'"stream": true')
     async with (
         aiohttp.ClientSession(url) as session,
         session.post("/v1/chat/completions", data=body, headers={"content-type": "application/json"}) as answer,

@@ -70,3 +70,11 @@ async def test_a_failing_store_blocks_or_lets_pass_as_the_policy_says() -> None:
     with pytest.raises(StorageFailed):
         await ids(Broken()).record("acme", ["resp_1"], Origin("up"))
     await ids(Broken(), "allow").record("acme", ["resp_1"], Origin("up"))
+
+
+async def test_an_id_of_another_tenant_s_is_told_from_one_of_nobody_s_where_that_is_kept(store: Store) -> None:
+    issued = ids(store, everyones=True)
+    await issued.record("acme", ["file_1"], Origin("up"))
+    assert await issued.is_anyone_s("file_1") and not await issued.is_anyone_s("file_2")
+    assert await issued.find("other", "file_1") is None
+    assert not await ids(store).is_anyone_s("file_1")

@@ -164,6 +164,9 @@ def test_a_key_for_some_models_asks_for_no_other_under_any_name() -> None:
         assert caught.value.pointer == "/model"
     with pytest.raises(Forbidden):
         caller.permit_model("o3", ("models",))
+    with pytest.raises(Forbidden) as caught:
+        caller.permit_model("o3", (), [("gpt-4o", "/tools/0/model"), ("gpt-image-1", "/tools/1/model")])
+    assert caught.value.pointer == "/tools/1/model"
     KeyCaller("t", "k").permit_model("anything", ("models",))
 
 
