@@ -1,7 +1,8 @@
 """The one place that knows the order: admit, judge, forward, judge, settle, record. For every protocol alike.
 
 Nothing of a prompt reaches a provider's answer to the caller before its verdict, nothing of a reply leaves before it is
-cleared, and every request ends in exactly one audit row, durable before the answer ends, whichever way it ends.
+cleared, and every request ends in exactly one audit row, durable before the answer ends, whichever way it ends; but of
+those that are refused too often (`tenancy.refusals`) only the first.
 """
 
 from __future__ import annotations
@@ -58,6 +59,7 @@ from service.records.audit import AuditRow
 from service.release import Release
 from service.restoring import RestoredReply
 from service.tenancy.issued import Origin
+from service.tenancy.refusals import Refusals, TooManyRefused
 
 CLIENT_LEFT = 499
 """Status in the audit row of a caller who left before any answer (nginx's convention)."""
@@ -71,7 +73,7 @@ class Gateway:
     """Everything a request passes through. `prompts` None turns the input side off; `watch` looks for the extraction of
     models; `overlap` starts the provider's call while the prompt is still judged; `translations` are by the protocol of
     the caller (`Wire.name`); `canary` gives the mark of a (tenant, request id), empty for none; `personal` keeps
-    personal data from providers.
+    personal data from providers; `refusals` counts those who are refused before anything is reserved.
     """
 
     def __init__(
@@ -90,6 +92,7 @@ class Gateway:
         translations: Mapping[str, Translation] | None = None,
         canary: Callable[[str, str], str] = lambda tenant, request_id: "",
         personal: PersonalGuard | None = None,
+        refusals: Refusals | None = None,
     ) -> None:
         self.tenancy = tenancy
         self.prompts = prompts
@@ -104,6 +107,7 @@ class Gateway:
         self.translations = translations or {}
         self.canary = canary
         self.personal = personal
+        self.refusals = refusals or Refusals(0)
 
     def towards(self, providers: Router) -> Gateway:
         """The same gateway, but others are asked, and nobody before the verdict: who asks them may not be able to take
@@ -188,7 +192,20 @@ class _Request:
                 await self._close_quietly()
             raise
         except Exception as error:
-            await self._fail(error)
+            await self._fail(self._weighed(error))
+        finally:
+            if self._ledger.reservation is not None and self._ledger.caller is not None:
+                self._gateway.refusals.served(self._ledger.caller.key_id)
+
+    def _weighed(self, error: Exception) -> Exception:
+        """The error, or that there were too many of its caller's."""
+        ledger = self._ledger
+        if not isinstance(error, RequestError) or ledger.reservation is not None:
+            return error
+        key_id = ledger.caller.key_id if ledger.caller is not None else ""
+        weighed = self._gateway.refusals.weigh(error, self._exchange.address, key_id)
+        ledger.unrecorded = isinstance(weighed, TooManyRefused) and not weighed.first
+        return weighed
 
     async def _fail(self, error: Exception) -> None:
         if not isinstance(error, FirewallError):
@@ -204,8 +221,7 @@ class _Request:
     async def answer(self) -> None:
         """Admit, judge, forward, judge, settle, record."""
         gateway, exchange = self._gateway, self._exchange
-        caller = self._ledger.caller = await gateway.tenancy.authenticate(exchange.credential)
-        caller.permit_route(exchange.wire.name)
+        caller = await self._admit()
         asked = self._ledger.call = await exchange.receive()
         if not asked.stored:
             caller.permit_model(asked.model, asked.unknown_fields)
@@ -214,6 +230,7 @@ class _Request:
         caller.authorise((segment.role, segment.pointer) for segment in call.prompt.segments)
         ruling = self._rule(caller, call)
         if ruling.action == "block":
+            gateway.refusals.count(caller.key_id)
             await self._answer.refuse(extraction_error(exchange.request_id), "block")
             return
         texts = [segment.text for segment in call.prompt.segments]
@@ -260,6 +277,13 @@ class _Request:
                 await _drop(early)
             if self._reply is not None:
                 await self._reply.close()
+
+    async def _admit(self) -> Caller:
+        """Who asks, and that it may ask this at all. Raises Unauthenticated, Forbidden, LimitExceeded."""
+        caller = self._ledger.caller = await self._gateway.tenancy.authenticate(self._exchange.credential)
+        self._gateway.refusals.admit(caller.key_id)
+        caller.permit_route(self._exchange.wire.name)
+        return caller
 
     async def _open_judge(self, caller: Caller, call: Call, system_texts: Sequence[str]) -> ReplyJudge:
         asked = Asked(
@@ -372,8 +396,7 @@ class _Request:
 
     async def scan(self, write: Callable[[Call, Judged], bytes]) -> None:
         """Admit, judge, settle, record."""
-        caller = self._ledger.caller = await self._gateway.tenancy.authenticate(self._exchange.credential)
-        caller.permit_route(self._exchange.wire.name)
+        caller = await self._admit()
         call = self._ledger.call = await self._exchange.receive()
         texts = [segment.text for segment in call.prompt.segments]
         texts += [text for _, text in call.reply.texts] if call.reply else ()
