@@ -74,6 +74,7 @@ from service.tenancy.issued import IssuedIds
 from service.tenancy.keys import Keys, load_root
 from service.tenancy.pseudonyms import Pseudonyms
 from service.tenancy.quota import Quota, counters_of
+from service.tenancy.refusals import Refusals
 from service.tenancy.tenants import Tenants
 from service.tenancy.tokens import TokenCounter
 from service.tenancy.vault import Vault
@@ -308,6 +309,7 @@ def connect(settings: Settings) -> Parts:
         },
         canary=Canaries(settings.canary, root.digest("canary")).mark,
         personal=PersonalData(settings.pii, recognise, tag=root.digest("pii"), digest=digest) if recognise else None,
+        refusals=Refusals(settings.auth.failures_per_minute),
     )
 
     recall = PaceRecall(store, copies.remember, settings.extraction.max_callers) if copies is not None else None

@@ -1,7 +1,8 @@
 """The one place that knows the order: admit, judge, forward, judge, settle, record. For every protocol alike.
 
 Nothing of a prompt reaches a provider's answer to the caller before its verdict, nothing of a reply leaves before it is
-cleared, and every request ends in exactly one audit row, durable before the answer ends, whichever way it ends.
+cleared, and every request ends in exactly one audit row, durable before the answer ends, whichever way it ends; but of
+those that are refused too often (`tenancy.refusals`) only the first.
 """
 
 from __future__ import annotations
@@ -60,6 +61,7 @@ from service.release import Release
 from service.restoring import RestoredReply
 from service.tenancy.issued import Origin
 from service.tenancy.pseudonyms import Pseudonyms
+from service.tenancy.refusals import Refusals, TooManyRefused
 
 CLIENT_LEFT = 499
 """Status in the audit row of a caller who left before any answer (nginx's convention)."""
@@ -74,7 +76,8 @@ class Gateway:
     models; `overlap` starts the provider's call while the prompt is still judged; `translations` are by the protocol of
     the caller (`Wire.name`); `canary` gives the mark of a (tenant, request id), empty for none; `personal` keeps
     personal data from providers, `pseudonyms` the caller's own names. `foreign_ids` is for what may have come about
-    outside and was not issued to the caller's tenant.
+    outside and was not issued to the caller's tenant. `refusals` counts those who are refused before anything is
+    reserved.
     """
 
     def __init__(
@@ -95,6 +98,7 @@ class Gateway:
         personal: PersonalGuard | None = None,
         pseudonyms: Pseudonyms | None = None,
         foreign_ids: Literal["refuse", "flag", "allow"] = "refuse",
+        refusals: Refusals | None = None,
     ) -> None:
         self.tenancy = tenancy
         self.prompts = prompts
@@ -111,6 +115,7 @@ class Gateway:
         self.personal = personal
         self.pseudonyms = pseudonyms
         self.foreign_ids = foreign_ids
+        self.refusals = refusals or Refusals(0)
 
     def towards(self, providers: Router) -> Gateway:
         """The same gateway, but others are asked, and nobody before the verdict: who asks them may not be able to take
@@ -195,7 +200,20 @@ class _Request:
                 await self._close_quietly()
             raise
         except Exception as error:
-            await self._fail(error)
+            await self._fail(self._weighed(error))
+        finally:
+            if self._ledger.reservation is not None and self._ledger.caller is not None:
+                self._gateway.refusals.served(self._ledger.caller.key_id)
+
+    def _weighed(self, error: Exception) -> Exception:
+        """The error, or that there were too many of its caller's."""
+        ledger = self._ledger
+        if not isinstance(error, RequestError) or ledger.reservation is not None:
+            return error
+        key_id = ledger.caller.key_id if ledger.caller is not None else ""
+        weighed = self._gateway.refusals.weigh(error, self._exchange.address, key_id)
+        ledger.unrecorded = isinstance(weighed, TooManyRefused) and not weighed.first
+        return weighed
 
     async def _fail(self, error: Exception) -> None:
         if not isinstance(error, FirewallError):
@@ -211,8 +229,7 @@ class _Request:
     async def answer(self) -> None:
         """Admit, judge, forward, judge, settle, record."""
         gateway, exchange = self._gateway, self._exchange
-        caller = self._ledger.caller = await gateway.tenancy.authenticate(exchange.credential)
-        caller.permit_route(exchange.wire.name)
+        caller = await self._admit()
         asked = self._ledger.call = await exchange.receive()
         if not asked.stored:
             caller.permit_model(asked.model, asked.unknown_fields, asked.further_models)
@@ -221,6 +238,7 @@ class _Request:
         caller.authorise((segment.role, segment.pointer) for segment in call.prompt.segments)
         ruling = self._rule(caller, call)
         if ruling.action == "block":
+            gateway.refusals.count(caller.key_id)
             await self._answer.refuse(extraction_error(exchange.request_id), "block")
             return
         texts = [segment.text for segment in call.prompt.segments]
@@ -267,6 +285,13 @@ class _Request:
                 await _drop(early)
             if self._reply is not None:
                 await self._reply.close()
+
+    async def _admit(self) -> Caller:
+        """Who asks, and that it may ask this at all. Raises Unauthenticated, Forbidden, LimitExceeded."""
+        caller = self._ledger.caller = await self._gateway.tenancy.authenticate(self._exchange.credential)
+        self._gateway.refusals.admit(caller.key_id)
+        caller.permit_route(self._exchange.wire.name)
+        return caller
 
     async def _open_judge(self, caller: Caller, call: Call, system_texts: Sequence[str]) -> ReplyJudge:
         asked = Asked(
@@ -403,8 +428,7 @@ class _Request:
 
     async def scan(self, write: Callable[[Call, Judged], bytes]) -> None:
         """Admit, judge, settle, record."""
-        caller = self._ledger.caller = await self._gateway.tenancy.authenticate(self._exchange.credential)
-        caller.permit_route(self._exchange.wire.name)
+        caller = await self._admit()
         call = self._ledger.call = await self._exchange.receive()
         texts = [segment.text for segment in call.prompt.segments]
         texts += [text for _, text in call.reply.texts] if call.reply else ()

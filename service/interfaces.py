@@ -224,6 +224,8 @@ class Exchange(Protocol):
 
     request_id: str
     credential: str
+    address: str
+    """Where the connection comes from; empty where that is not known, or is not the caller's."""
     started: bool
 
     @property

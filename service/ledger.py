@@ -36,7 +36,7 @@ class Ledger:
     and those of the turns it goes on from; `hides_usage`: the provider was asked for what the caller did not ask for;
     `echo_judge` is for what only repeats one of `echoes`. `provider` is who would be asked, is asked or has answered;
     `attempts` says of each that was tried how it went. `noted` is for the record alone: what was found in the caller's
-    calls together.
+    calls together. `unrecorded`: one of many alike, of which the first has its row.
     """
 
     def __init__(self, books: Books, exchange: Exchange) -> None:
@@ -64,6 +64,7 @@ class Ledger:
         self.judge_s = self.upstream_s = self.reply_judge_s = 0.0
         self.status = 0
         self.error = ""
+        self.unrecorded = False
         self.closing = False
 
     def note(self, provider: str, how: str) -> None:
@@ -80,7 +81,8 @@ class Ledger:
             # Whose text it was and which stands in the record.
             _log.error("cross_tenant", request_id=row.request_id, tenant=row.tenant, key_id=row.key_id, count=crossed)
         self._books.observe(row)
-        await self._books.audit.write(row)
+        if not self.unrecorded:
+            await self._books.audit.write(row)
 
     async def _settle(self) -> tuple[int, int]:
         """Settle what the provider reported, else the prompt and what was delivered, or, where a model bills more than

@@ -152,6 +152,7 @@ class _Exchange:
     def __init__(self, request: bytes, credential: str, server: Server) -> None:
         self.request_id = new_request_id()
         self.credential = credential
+        self.address = ""
         self.started = False
         self.status = 0
         self.headers: dict[str, str] = {}

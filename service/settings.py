@@ -50,9 +50,14 @@ class Server(_Strict, frozen=True, kw_only=True):
 
 
 class Auth(_Strict, frozen=True, kw_only=True):
-    """`open` serves everyone on loopback as tenant `default`; `keys` asks for a key of this firewall."""
+    """`open` serves everyone on loopback as tenant `default`; `keys` asks for a key of this firewall.
+
+    `failures_per_minute` is how often wrong keys of one address, or a key's other requests, may be refused before their
+    limits are looked at (0: any number of times).
+    """
 
     mode: Literal["open", "keys"] = "open"
+    failures_per_minute: Annotated[int, Meta(ge=0, le=1_000_000)] = 60
 
 
 class Envoy(_Strict, frozen=True, kw_only=True):

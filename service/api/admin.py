@@ -125,7 +125,7 @@ class Admin:
 
     async def _list_tenants(self, request: Request) -> Done:
         limit, after = page_limit(request.query), request.query.get("after", "")
-        found = [tenant for tenant in await self._tenants.list() if tenant.name > after]
+        found = await self._tenants.list(limit=limit + 1, after=after)
         shown = [shapes.tenant_shown(tenant) for tenant in found[:limit]]
         return Done(200, shapes.Page(data=shown, next=shown[-1].name if len(found) > limit else None))
 

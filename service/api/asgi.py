@@ -126,6 +126,7 @@ class HttpExchange:
         self._headers = headers_of(scope)
         self._body_read = asyncio.Event()
         self.credential = credential_of(self._headers)
+        self.address: str = (scope.get("client") or ("",))[0]
 
     @property
     def wire(self) -> Wire:

@@ -52,10 +52,13 @@ class Database:
     async def open(self, *, create: bool = True) -> None:
         """Check the database; where `create`, make its tables (and the file), or bring older ones up to date.
 
-        Raises ConfigError where it is missing or cannot be reached, is no database, or is of another version.
+        Raises ConfigError where it is missing or cannot be reached, is no database or a damaged one, or is of another
+        version.
         """
         if isinstance(self.place, Path):
             sqlite_file.claim(self.place, create)
+            if create:  # who only looks, as `audit verify` does, may look at what is damaged too
+                await asyncio.to_thread(sqlite_file.refuse_damaged, self.place)
             await self._open_file(self.place, create)
         else:
             await self._open_server(create)
@@ -143,9 +146,9 @@ class Database:
                 if sqlite_file.is_locked(error) and monotonic() < until:
                     await asyncio.sleep(_LOCKED_PAUSE_S)
                     continue
-                raise ConfigError(
-                    f"storage.url: {path} cannot be read as the firewall's database ({sqlite_file.reason(error)})"
-                ) from None
+                if sqlite_file.is_locked(error):
+                    raise ConfigError(f"storage.url: {path} is held by others (database is locked)") from None
+                raise sqlite_file.unreadable(path, sqlite_file.reason(error)) from None
             return
 
     async def _open_server(self, create: bool) -> None:

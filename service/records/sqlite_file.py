@@ -6,6 +6,7 @@ never the file's integrity (https://www.sqlite.org/pragma.html#pragma_synchronou
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
+import structlog
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
@@ -21,6 +23,10 @@ from sqlalchemy.pool import ConnectionPoolEntry
 from service.errors import ConfigError
 
 BUSY_TIMEOUT_MS = 5_000
+MAX_CHECKED_BYTES = 1_000_000_000
+"""Larger files are not read from end to end before every start."""
+
+_log = structlog.get_logger("records")
 
 
 def engine_of(path: Path) -> AsyncEngine:
@@ -40,6 +46,32 @@ def claim(path: Path, create: bool) -> None:
             raise ConfigError(f"storage.url: {path} does not exist")
     except OSError as error:
         raise ConfigError(f"storage.url: {path}: {error.strerror}") from error
+
+
+def refuse_damaged(path: Path) -> None:
+    """Read the whole file and check its structure, where it is not too large for that. Raises ConfigError."""
+    if path.stat().st_size > MAX_CHECKED_BYTES:
+        _log.warning("large database not checked at start; semantic-firewall audit verify checks it", at=str(path))
+        return
+    try:
+        with contextlib.closing(
+            sqlite3.connect(f"{path.as_uri()}?mode=rw", timeout=BUSY_TIMEOUT_MS / 1e3, uri=True)
+        ) as connection:
+            (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+    except sqlite3.OperationalError:
+        return  # held by others, or not to be read at all: whoever opens it next is told
+    except sqlite3.DatabaseError as error:
+        found = str(error)
+    if found != "ok":
+        raise unreadable(path, " ".join(found.split()))
+
+
+def unreadable(path: Path, why: str) -> ConfigError:
+    """What is said of a file that is no sound database, and what to do."""
+    return ConfigError(
+        f"storage.url: {path} cannot be read as the firewall's database ({why}); `semantic-firewall audit verify` says "
+        "more of the damage. Stop the service and put a backup in its place, or name another file"
+    )
 
 
 def reason(error: Exception) -> str:

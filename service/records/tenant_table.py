@@ -36,11 +36,11 @@ class TenantTable(Database):
             row = found.mappings().one_or_none()
         return _tenant_row(row) if row else None
 
-    async def list_tenants(self) -> list[TenantRow]:
-        """All of them, by name."""
-        async with self.read() as connection:
-            found = await connection.execute(sa.select(TENANTS).order_by(TENANTS.c.name))
-            return [_tenant_row(row) for row in found.mappings()]
+    async def list_tenants(self, *, limit: int | None = None, after: str = "") -> list[TenantRow]:
+        """By name, at most `limit` of those that come after the name `after`."""
+        query = sa.select(TENANTS).where(TENANTS.c.name > after).order_by(TENANTS.c.name).limit(limit)
+        async with self.read(LONG_S) as connection:
+            return [_tenant_row(row) for row in (await connection.execute(query)).mappings()]
 
     async def limit_tenant(self, name: str, limits: Limits, before: Limits) -> bool:
         """Give a tenant other limits; False where there is none of this name that has the limits `before`."""

@@ -42,8 +42,8 @@ class TenantStore(Protocol):
     async def find_tenant(self, name: str) -> StoredTenant | None:
         """The tenant of this name."""
 
-    async def list_tenants(self) -> Sequence[StoredTenant]:
-        """All of them."""
+    async def list_tenants(self, *, limit: int | None = None, after: str = "") -> Sequence[StoredTenant]:
+        """By name, at most `limit` of those that come after the name `after`."""
 
     async def limit_tenant(self, name: str, limits: Limits, before: Limits) -> bool:
         """Give a tenant other limits; False where there is none of this name that has the limits `before`."""
@@ -130,10 +130,14 @@ class Directory:
             raise NotFound(f"There is no tenant {name!r}.")
         return _known(stored)
 
-    async def list(self) -> list[KnownTenant]:
-        """All of them, by name."""
-        stored = {each.name: _known(each) for each in await self._store.list_tenants()}
-        return [tenant for _, tenant in sorted((stored | self._named).items())]
+    async def list(self, *, limit: int | None = None, after: str = "") -> list[KnownTenant]:
+        """By name, at most `limit` of those that come after the name `after`."""
+        after = after.partition("\0")[0]  # no name has one, and PostgreSQL knows no such text
+        stored = await self._store.list_tenants(limit=limit, after=after)
+        # Of the first `limit` of all, those that are stored are among the first `limit` of the stored.
+        found = {each.name: _known(each) for each in stored}
+        found |= {name: tenant for name, tenant in self._named.items() if name > after}
+        return [tenant for _, tenant in sorted(found.items())[:limit]]
 
     async def create(self, name: str, limits: Limits) -> KnownTenant:
         """Raises ConfigError for a name that cannot be one, Conflict for one that is taken."""

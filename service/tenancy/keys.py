@@ -40,8 +40,10 @@ MAX_GLOBS = 100
 MAX_GLOB_CHARS = 200
 MAX_SYSTEM_PROMPT_CHARS = 65_536
 CACHE_S = 0.5
-"""How long a stored key may be believed: a revocation by another process holds after this at the latest."""
+"""How long a stored key, or that there is none, may be believed: what another process did holds after this."""
 _CACHED_KEYS = 10_000
+_ABSENT_IDS = 1_024
+"""Ids that no key has, not asked for again within `CACHE_S`."""
 
 _KEY = re.compile(r"sf-([a-z0-9]{4,64})-([A-Za-z0-9_-]{20,128})")
 _REFUSED = "The API key is missing or not valid."
@@ -198,6 +200,7 @@ class Keys:
         self._seal = Seal(root.key("seal"))
         self._clock = clock
         self._cache: dict[str, tuple[float, StoredKey]] = {}
+        self._absent: dict[str, float] = {}
 
     async def create(
         self,
@@ -236,6 +239,7 @@ class Keys:
             limits=limits or Limits(),
             system_prompt=self._seal.close(system_prompt, key_id),
         )
+        self._absent.pop(key_id, None)
         return NewKey(key_id, f"sf-{key_id}-{secret}")
 
     async def rotate(self, key_id: str, old_expires_at: float | None = None) -> NewKey | None:
@@ -250,6 +254,7 @@ class Keys:
         until = now if old_expires_at is None else old_expires_at
         rotated = await self._store.rotate_key(key_id, self._hash(key_id, secret), now, until)
         self._cache.pop(key_id, None)
+        self._absent.pop(key_id, None)
         if not rotated:
             return None
         return NewKey(key_id, f"sf-{key_id}-{secret}")
@@ -286,11 +291,18 @@ class Keys:
         held = self._cache.get(key_id)
         if held is not None and 0 <= now - held[0] < CACHE_S:
             return held[1]
+        absent_since = self._absent.get(key_id)
+        if absent_since is not None and 0 <= now - absent_since < CACHE_S:
+            return None
         stored = await self._store.find_key(key_id)
-        if stored is not None:
-            if len(self._cache) >= _CACHED_KEYS:
-                self._cache.clear()
-            self._cache[key_id] = (now, stored)
+        if stored is None:
+            if len(self._absent) >= _ABSENT_IDS:
+                self._absent.clear()
+            self._absent[key_id] = now
+            return None
+        if len(self._cache) >= _CACHED_KEYS:
+            self._cache.clear()
+        self._cache[key_id] = (now, stored)
         return stored
 
     def _hash(self, key_id: str, secret: str) -> str:

@@ -83,11 +83,18 @@ def load_models(settings: Settings) -> ModelTable:
 
 
 def check(settings: Settings) -> None:
-    """Refuse a budget that no request could ever be counted in. Raises ConfigError naming the key.
+    """Refuse half a price, and a budget that no request could ever be counted in. Raises ConfigError naming the key.
 
     A budget of everyone's needs a possible price for every glob of every provider: what has none is refused to all. One
     tenant's needs one glob with a possible price. Whether a model that matches has one, only its request can tell.
     """
+    for index, model in enumerate(settings.models):
+        prices = ("input_usd_per_mtok", "output_usd_per_mtok")
+        missing_prices = [name for name in prices if getattr(model, name) is None]
+        if missing_prices and (len(missing_prices) == 1 or model.cached_input_usd_per_mtok is not None):
+            raise ConfigError(
+                f"models[{index}].{missing_prices[0]}: missing; a price is known where {' and '.join(prices)} are given"
+            )
     table = load_models(settings)
     globs = [(f"providers[{i}].models", glob) for i, p in enumerate(settings.providers) for glob in p.models]
     globs += [(f"routes[{i}].model", route.model) for i, route in enumerate(settings.routes)]

@@ -14,15 +14,17 @@ from collections.abc import Sequence
 from typing import Literal
 from urllib.parse import urlsplit
 
+import msgspec
 import structlog
 
 from service.errors import ConfigError, CountersFailed, LimitExceeded
-from service.settings import Settings
+from service.settings import Limits, Settings
 from service.tenancy import model_table
 from service.tenancy.counters import DAY_MS, LEASE_MS, MINUTE_MS, NEVER, Amount, Counters, Outcome, Scope
 from service.tenancy.memory_counters import MemoryCounters
 from service.tenancy.valkey_counters import ValkeyCounters
 
+LIMIT_NAMES = Limits.__struct_fields__
 _MAX_UNTOLD = 100_000
 _PER_LEASE = 3
 """Renewals within one lease: two may fail before it lapses."""
@@ -35,6 +37,7 @@ _log = structlog.get_logger("counters")
 def check(settings: Settings) -> None:
     """Refuse limits that cannot be kept. Raises ConfigError naming the key."""
     model_table.check(settings)
+    _check_limits(settings)
     if not settings.counters.url.startswith("memory:"):
         name = settings.counters.password_env
         if name and name not in os.environ:
@@ -45,6 +48,36 @@ def check(settings: Settings) -> None:
             counters_of(settings)
         except ValueError:
             raise ConfigError("counters.url: not an address such as valkey://host:6379/0") from None
+
+
+def _check_limits(settings: Settings) -> None:
+    """Refuse limits that hold for nobody, and bounds of replies that another limit never lets anybody reach."""
+    keys = settings.keys.limits
+    if settings.auth.mode == "open" and (given := [name for name in LIMIT_NAMES if getattr(keys, name) is not None]):
+        raise ConfigError(f'keys.limits.{given[0]}: open mode has no keys; set auth.mode = "keys", or use [limits]')
+    everyone = [("limits", settings.limits, settings.limits), ("keys.limits", keys, keys)]
+    tenants = [
+        (f"tenants[{index}].limits", tenant.limits, _merged(settings.limits, tenant.limits))
+        for index, tenant in enumerate(settings.tenants)
+        if tenant.limits is not None
+    ]
+    for where, own, limits in (*everyone, *tenants):
+        for name in ("tokens_per_minute", "tokens_per_day"):
+            reply, bound = limits.max_output_tokens, getattr(limits, name)
+            if reply is None or bound is None or reply <= bound:
+                continue
+            key = "max_output_tokens" if own.max_output_tokens is not None else name
+            raise ConfigError(f"{where}.{key}: max_output_tokens ({reply}) is above {name} ({bound})")
+    for name in LIMIT_NAMES:
+        bounds = [getattr(limits, name) for _, _, limits in (everyone[0], *tenants)]
+        most = getattr(keys, name)
+        if most is not None and all(bound is not None and bound < most for bound in bounds):
+            raise ConfigError(f"keys.limits.{name}: {most} is above {max(bounds)}, the most that any tenant here has")
+
+
+def _merged(defaults: Limits, own: Limits) -> Limits:
+    given = {name: value for name, value in msgspec.structs.asdict(own).items() if value is not None}
+    return msgspec.structs.replace(defaults, **given)
 
 
 def counters_of(settings: Settings) -> Counters:

@@ -18,6 +18,8 @@ from service.tenancy.quota import Quota
 from service.tenancy.tokens import TokenCounter
 
 DEFAULT_TENANT = "default"
+COUNT_DEADLINE_S = 30.0
+"""For the tokens of a prompt, before anything is reserved."""
 DEFAULT_OUTPUT_TOKENS = 4_096
 """What a reply is bounded to where tokens are limited and neither the caller nor the tenant sets a bound: without one
 there is no worst case that could be reserved."""
@@ -108,13 +110,13 @@ class Tenants:
         generated. `token_ids` of the prompt's tokens came as ids: their texts may count as fewer, or not be known.
         `billed` says that a model reads them, which has a window and a price.
 
-        Raises LimitExceeded, ContextLengthExceeded, CountersFailed, and Forbidden for a model without a price where a
-        budget has to be kept.
+        Raises LimitExceeded, ContextLengthExceeded, CountersFailed, Overloaded and DeadlineExceeded where the texts are
+        not counted in time, and Forbidden for a model without a price where a budget has to be kept.
         """
         limits = [self.limits(caller.tenant, caller.tenant_limits)]
         if caller.key_id:
             limits.append(_over(self._key_limits, caller.limits))
-        prompt = await self._counter.count(model, texts)
+        prompt = await self._counter.count(model, texts, deadline_s=COUNT_DEADLINE_S)
         if texts:
             prompt += TOKENS_PER_TEXT * len(texts) + TOKENS_PER_PROMPT
         prompt = max(prompt, token_ids)

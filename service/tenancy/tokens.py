@@ -13,7 +13,7 @@ import gzip
 import hashlib
 import re
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from importlib.util import find_spec
@@ -23,7 +23,7 @@ import msgspec
 import tiktoken
 from tiktoken.model import encoding_name_for_model
 
-from service.errors import ConfigError
+from service.errors import ConfigError, DeadlineExceeded, Overloaded
 
 RUN_CHARS = 2_000
 """Longest run without a space (or of spaces) that is counted as one text: merging costs more than linear time in it."""
@@ -64,6 +64,12 @@ BLOCK_CHARS = 65_536
 
 INLINE_CHARS = 2_000
 """Fewer are counted at once: a tenth of a millisecond, as long as a thread takes to be woken."""
+
+LONG_CHARS = 131_072
+"""More, together, have threads of their own: what is ordinary (a tenth of a second at most) never waits for them."""
+
+MAX_WAITING_CHARS = 33_554_432
+"""What may wait for the threads of either kind or be counted by them: some eight of the largest bodies."""
 
 # Anchored at the start of a run, so that the search stays linear in the text.
 _LONG_RUN = re.compile(rf"(?<!\S)\S{{{RUN_CHARS + 1},}}|(?<!\s)\s{{{RUN_CHARS + 1},}}")
@@ -126,14 +132,23 @@ def _blocks(text: str) -> Iterator[str]:
         start = end
 
 
-class TokenCounter:
-    """Counts tokens, those of long texts in its own threads, away from the event loop.
+class _Lane:
+    """Threads, and how many characters wait for them or are being counted."""
 
-    Encodings are built once, on first use or `warm`.
+    def __init__(self, name: str, threads: int) -> None:
+        self.pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
+        self.waiting_chars = 0
+
+
+class TokenCounter:
+    """Counts tokens, those of longer texts in its own threads, away from the event loop.
+
+    Encodings are built once, on first use or `warm`. Of both kinds of threads there are so many.
     """
 
     def __init__(self, threads: int = 2) -> None:
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="tokens")
+        self._ordinary = _Lane("tokens", threads)
+        self._long = _Lane("tokens-long", threads)
         self._encodings: dict[str, tiktoken.Encoding] = {}
         self._building = threading.Lock()
 
@@ -141,18 +156,36 @@ class TokenCounter:
         """Build every encoding, so that no request waits for it. Raises ConfigError naming the file."""
         loop = asyncio.get_running_loop()
         for name in _RECIPES:
-            await loop.run_in_executor(self._pool, self._encoding, name)
+            await loop.run_in_executor(self._ordinary.pool, self._encoding, name)
 
-    async def count(self, model: str, texts: Sequence[str]) -> int:
-        """Tokens of all the texts in the encoding of the model, each text for itself."""
-        if not any(texts):
+    async def count(self, model: str, texts: Sequence[str], *, deadline_s: float | None = None) -> int:
+        """Tokens of all the texts in the encoding of the model, each text for itself.
+
+        With a deadline it raises Overloaded at once where too much waits already, and DeadlineExceeded; without one, as
+        what was said has to be settled, it waits as long as it takes.
+        """
+        chars = sum(map(len, texts))
+        if not chars:
             return 0
         encoding = self._encodings.get(encoding_name(model))
-        if encoding is not None and sum(map(len, texts)) <= INLINE_CHARS:
+        if encoding is not None and chars <= INLINE_CHARS:
             return _count(encoding, texts)
-        return await asyncio.get_running_loop().run_in_executor(self._pool, self.count_now, model, tuple(texts))
+        lane = self._long if chars > LONG_CHARS else self._ordinary
+        if deadline_s is not None and lane.waiting_chars and lane.waiting_chars + chars > MAX_WAITING_CHARS:
+            raise Overloaded("Too much text waits to have its tokens counted.")
+        given_up = threading.Event()
+        lane.waiting_chars += chars
+        try:
+            async with asyncio.timeout(deadline_s):
+                wanted = _unless(given_up, tuple(texts))
+                return await asyncio.get_running_loop().run_in_executor(lane.pool, self.count_now, model, wanted)
+        except TimeoutError:
+            raise DeadlineExceeded("The tokens of the prompt were not counted in time.") from None
+        finally:
+            given_up.set()
+            lane.waiting_chars -= chars
 
-    def count_now(self, model: str, texts: Sequence[str]) -> int:
+    def count_now(self, model: str, texts: Iterable[str]) -> int:
         """As `count`, in this thread, however long it takes."""
         return _count(self._encoding(encoding_name(model)), texts)
 
@@ -174,7 +207,8 @@ class TokenCounter:
 
     def close(self) -> None:
         """Let the threads go."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        for lane in (self._ordinary, self._long):
+            lane.pool.shutdown(wait=False, cancel_futures=True)
 
     def _encoding(self, name: str) -> tiktoken.Encoding:
         with self._building:
@@ -183,5 +217,14 @@ class TokenCounter:
             return self._encodings[name]
 
 
-def _count(encoding: tiktoken.Encoding, texts: Sequence[str]) -> int:
+def _unless(given_up: threading.Event, texts: Sequence[str]) -> Iterator[str]:
+    """The texts in blocks, until nobody waits for their count any more."""
+    for text in texts:
+        for block in _blocks(text):
+            if given_up.is_set():
+                return
+            yield block
+
+
+def _count(encoding: tiktoken.Encoding, texts: Iterable[str]) -> int:
     return sum(len(encoding.encode_ordinary(piece)) for text in texts for piece in pieces(text))

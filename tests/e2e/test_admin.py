@@ -119,7 +119,8 @@ def test_whoever_has_not_the_token_is_told_nothing(firewall: Service) -> None:
     assert firewall.admin("GET", "/keys", authorization=f"Basic {TOKEN}")[0] == 401
 
 
-def test_who_guesses_is_not_listened_to_for_a_while() -> None:
+def test_who_guesses_is_told_to_wait_and_who_has_the_token_passes() -> None:
+    """Behind a proxy both have one address: a stranger must not lock the operators out."""
     now = [0.0]
     door = AdminDoor(TOKEN, lambda: now[0])
     right = {"authorization": f"bearer {TOKEN}"}
@@ -127,17 +128,22 @@ def test_who_guesses_is_not_listened_to_for_a_while() -> None:
         with pytest.raises(Unauthenticated):
             door.admit({"authorization": "Bearer guess"}, "1.2.3.4")
     with pytest.raises(LimitExceeded) as caught:
-        door.admit(right, "1.2.3.4")
+        door.admit({"authorization": "Bearer guess"}, "1.2.3.4")
     assert caught.value.headers == {"retry-after": str(int(WINDOW_S))}
-    door.admit(right, "4.3.2.1")
-    now[0] = WINDOW_S
     door.admit(right, "1.2.3.4")
+    with pytest.raises(LimitExceeded):
+        door.admit({"authorization": f"Basic {TOKEN}"}, "1.2.3.4")
+    with pytest.raises(Unauthenticated):
+        door.admit({"authorization": "Bearer guess"}, "4.3.2.1")
+    now[0] = WINDOW_S
+    with pytest.raises(Unauthenticated):
+        door.admit({"authorization": "Bearer guess"}, "1.2.3.4")
 
 
 def test_guesses_are_refused_with_429_on_the_wire(firewall: Service) -> None:
     statuses = [firewall.call("GET", "/admin/v1/keys", token="guess")[0] for _ in range(MAX_WRONG + 1)]
     assert statuses == [401] * MAX_WRONG + [429]
-    assert firewall.admin("GET", "/keys")[0] == 429
+    assert firewall.admin("GET", "/keys")[0] == 200
 
 
 # -- keys ------------------------------------------------------------------------------------------------------------

@@ -16,9 +16,11 @@ from service.api.responses_reply import ResponsesWire
 from service.errors import ConfigError, Forbidden, StorageFailed, Unauthenticated
 from service.firewall.prompt import Prompt
 from service.interfaces import Call, Wire
+from service.records.key_table import KeyRow
 from service.records.place import Place
 from service.records.store import Store
 from service.settings import KeyDefaults, Limits, Settings, Tenant
+from service.tenancy import keys as keys_module
 from service.tenancy.caller import KeyCaller, route_of
 from service.tenancy.directory import Directory
 from service.tenancy.keys import ROUTES, Keys, SecretRoot
@@ -100,6 +102,48 @@ async def test_a_rotation_by_another_process_holds_within_a_second(keys: Keys, s
     assert (await keys.verify(new.key)).id == made.id
     with pytest.raises(Unauthenticated):
         await keys.verify(made.key)
+
+
+async def test_an_id_that_no_key_has_is_looked_up_once_in_a_while(
+    keys: Keys, store: Store, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stranger who repeats one unknown id costs one read in half a second, and many ids no unbounded memory."""
+    monkeypatch.setattr(keys_module, "_ABSENT_IDS", 3)
+    asked: list[str] = []
+    find = store.find_key
+
+    async def count(key_id: str) -> KeyRow | None:
+        asked.append(key_id)
+        return await find(key_id)
+
+    monkeypatch.setattr(store, "find_key", count)
+    for key_id in ("aaaa", "aaaa", "aaaa", "bbbb", "cccc", "dddd", "dddd"):
+        with pytest.raises(Unauthenticated):
+            await keys.verify(f"sf-{key_id}-{'x' * 43}")
+    assert asked == ["aaaa", "bbbb", "cccc", "dddd"]
+    assert len(keys._absent) <= 3
+    clock.now += keys_module.CACHE_S
+    with pytest.raises(Unauthenticated):
+        await keys.verify(f"sf-dddd-{'x' * 43}")
+    assert asked[-1] == "dddd"
+    assert len(asked) == 5
+
+
+async def test_a_key_that_is_made_holds_at_once_though_its_id_was_asked_for_before(
+    keys: Keys, store: Store, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Made here, it holds at once; made by another process, within a second."""
+    monkeypatch.setattr(keys_module.secrets, "token_hex", lambda count: "0123456789abcdef")
+    with pytest.raises(Unauthenticated):
+        await keys.verify(f"sf-0123456789abcdef-{'x' * 43}")
+    made = await keys.create("acme")
+    assert (await keys.verify(made.key)).id == made.id
+    monkeypatch.setattr(keys_module.secrets, "token_hex", lambda count: "fedcba9876543210")
+    with pytest.raises(Unauthenticated):
+        await keys.verify(f"sf-fedcba9876543210-{'x' * 43}")
+    made = await Keys(store, SecretRoot(b"r" * 32), clock).create("acme")
+    clock.now += 1.0
+    assert (await keys.verify(made.key)).id == made.id
 
 
 async def test_revoking_a_key_ends_both_of_its_secrets(keys: Keys, clock: Clock) -> None:

@@ -3,7 +3,7 @@ import uuid
 import pytest
 
 from service.errors import ConfigError, ContextLengthExceeded, Forbidden, LimitExceeded
-from service.settings import Counters, KeyDefaults, Limits, Model, Provider, Settings, Tenant
+from service.settings import Auth, Counters, KeyDefaults, Limits, Model, Provider, Settings, Tenant
 from service.tenancy.counters import Amount, scope_of
 from service.tenancy.memory_counters import MemoryCounters
 from service.tenancy.quota import Quota, check
@@ -277,7 +277,7 @@ def test_a_budget_is_accepted_where_a_price_may_be_found(settings):
 
 
 class LetterCounter:
-    async def count(self, model, texts):
+    async def count(self, model, texts, *, deadline_s=None):
         return sum(map(len, texts))
 
 
@@ -402,3 +402,68 @@ async def test_a_key_is_held_to_its_own_limits_within_its_tenants(clock):
     with pytest.raises(LimitExceeded, match="key 'k1'"):
         await made.reserve(KeyCaller("default", "k1"), "m", [], None)
     await made.reserve(KeyCaller("default", "k2"), "m", [], None)
+
+
+KEYED = Auth(mode="keys")
+
+
+@pytest.mark.parametrize(
+    ("settings", "key"),
+    [
+        (Settings(models=(PRICED, Model(name="m", input_usd_per_mtok=1.0))), "models[1].output_usd_per_mtok: "),
+        (Settings(models=(Model(name="m", output_usd_per_mtok=1.0),)), "models[0].input_usd_per_mtok: "),
+        (Settings(models=(Model(name="m", cached_input_usd_per_mtok=1.0),)), "models[0].input_usd_per_mtok: "),
+        (Settings(keys=KeyDefaults(limits=Limits(concurrency=1))), "keys.limits.concurrency: "),
+        (
+            Settings(
+                auth=KEYED,
+                limits=Limits(requests_per_minute=10),
+                tenants=(Tenant(name="a", limits=Limits(requests_per_minute=20)),),
+                keys=KeyDefaults(limits=Limits(requests_per_minute=21)),
+            ),
+            "keys.limits.requests_per_minute: ",
+        ),
+        (Settings(limits=Limits(tokens_per_minute=9, max_output_tokens=10)), "limits.max_output_tokens: "),
+        (
+            Settings(auth=KEYED, keys=KeyDefaults(limits=Limits(tokens_per_day=9, max_output_tokens=10))),
+            "keys.limits.max_output_tokens: ",
+        ),
+        (
+            Settings(limits=Limits(max_output_tokens=10), tenants=(Tenant(name="a", limits=Limits(tokens_per_day=9)),)),
+            "tenants[0].limits.tokens_per_day: ",
+        ),
+        (
+            Settings(limits=Limits(tokens_per_day=9), tenants=(Tenant(name="a", limits=Limits(max_output_tokens=10)),)),
+            "tenants[0].limits.max_output_tokens: ",
+        ),
+    ],
+)
+def test_limits_and_prices_that_cannot_hold_together_are_refused_by_their_key(settings, key):
+    """Half a price, keys' limits that no key can reach or that open mode has no keys for, a reply over its quota."""
+    with pytest.raises(ConfigError) as caught:
+        check(settings)
+    assert str(caught.value).startswith(key)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        Settings(models=(Model(name="m", context_tokens=10), PRICED)),
+        Settings(limits=Limits(tokens_per_minute=10, tokens_per_day=10, max_output_tokens=10)),
+        Settings(auth=KEYED, keys=KeyDefaults(limits=Limits(concurrency=9))),
+        Settings(
+            auth=KEYED,
+            limits=Limits(concurrency=5),
+            tenants=(Tenant(name="a", limits=Limits(concurrency=9)), Tenant(name="b")),
+            keys=KeyDefaults(limits=Limits(concurrency=9)),
+        ),
+        Settings(
+            auth=KEYED,
+            tenants=(Tenant(name="a", limits=Limits(concurrency=5)),),
+            keys=KeyDefaults(limits=Limits(concurrency=9)),
+        ),
+    ],
+)
+def test_limits_that_some_key_or_reply_can_reach_are_accepted(settings):
+    """A limit of keys is for the tenant that has the most, and a tenant without one has no end."""
+    check(settings)

@@ -5,10 +5,12 @@ import signal
 import sqlite3
 
 import pytest
+import structlog
 from sqlalchemy.exc import OperationalError
 
 from service.errors import ConfigError, StorageFailed, Unauthenticated
 from service.records import database as database_module
+from service.records import sqlite_file
 from service.records.audit import AuditFinding, AuditRow
 from service.records.audit_log import AuditLog
 from service.records.place import database_place
@@ -358,3 +360,41 @@ def test_purposes_do_not_share_a_key():
     assert root.digest("audit")("text") == root.digest("audit")("text")
     assert root.digest("audit")("text") != root.digest("cache")("text")
     assert len(root.digest("audit")("\ud800")) == 32
+
+
+def _damage(path):
+    """Overwrite the last pages, in which rows stand."""
+    with path.open("r+b") as stream:
+        stream.seek(-4 * 4096, os.SEEK_END)
+        stream.write(b"\xa5" * (4 * 4096))
+
+
+async def test_a_damaged_file_is_refused_at_open_with_what_to_do(tmp_path):
+    """What has a good schema and broken pages is found before anything is written; `verify` still looks into it."""
+    path = tmp_path / "audit.db"
+    store = Store(path)
+    await store.open()
+    await store.add_rows([row(f"r{number}") for number in range(200)])
+    await store.close()
+    _damage(path)
+    before = path.read_bytes()
+    with pytest.raises(ConfigError, match=r"audit\.db.*semantic-firewall audit verify.*backup"):
+        await Store(path).open()
+    assert path.read_bytes() == before
+    assert (await verify(path)).problems
+
+
+async def test_a_file_that_is_too_large_is_not_checked_at_open_and_the_log_says_so(tmp_path, monkeypatch):
+    """A start does not wait for gigabytes to be read."""
+    path = tmp_path / "audit.db"
+    store = Store(path)
+    await store.open()
+    await store.add_rows([row(f"r{number}") for number in range(200)])
+    await store.close()
+    _damage(path)
+    monkeypatch.setattr(sqlite_file, "MAX_CHECKED_BYTES", 4096)
+    store = Store(path)
+    with structlog.testing.capture_logs() as told:
+        await store.open()
+    await store.close()
+    assert [line["log_level"] for line in told if "audit verify" in line["event"]] == ["warning"]

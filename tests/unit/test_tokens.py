@@ -8,8 +8,13 @@ import pytest
 import tiktoken
 import tiktoken.load
 
-from service.errors import ConfigError
+from service.errors import ConfigError, DeadlineExceeded, Overloaded
+from service.settings import Limits, Settings
 from service.tenancy import tokens
+from service.tenancy.caller import KeyCaller
+from service.tenancy.memory_counters import MemoryCounters
+from service.tenancy.quota import Quota
+from service.tenancy.tenants import Tenants
 from service.tenancy.tokens import INLINE_CHARS, RUN_CHARS, TokenCounter, encoding_name, load_encoding, pieces
 
 CACHE_NAMES = {
@@ -114,3 +119,93 @@ async def test_many_letters_leave_the_event_loop_free(counter):
         turns += 1
     assert await counting == 50_000
     assert turns > 10
+
+
+class Gate:
+    """Stands in for the counting: waits until it is opened."""
+
+    def __init__(self):
+        self.open = threading.Event()
+        self.counted = []
+
+    def __call__(self, encoding, texts):
+        self.open.wait(60)
+        blocks = list(texts)
+        self.counted.append(sum(map(len, blocks)))
+        return len(blocks)
+
+
+@pytest.fixture
+async def gate(monkeypatch):
+    made = Gate()
+    monkeypatch.setattr(tokens, "_count", made)
+    yield made
+    made.open.set()
+
+
+async def test_where_too_much_waits_to_be_counted_the_next_is_refused_at_once(gate, monkeypatch):
+    """The bound is of characters; who has to settle is not refused, and afterwards there is room again."""
+    monkeypatch.setattr(tokens, "MAX_WAITING_CHARS", 10_000)
+    counter = TokenCounter(threads=1)
+    waiting = [asyncio.ensure_future(counter.count("m", ["x" * 4_000], deadline_s=60)) for _ in range(2)]
+    await asyncio.sleep(0)
+    with pytest.raises(Overloaded):
+        await counter.count("m", ["x" * 4_000], deadline_s=60)
+    settling = asyncio.ensure_future(counter.count("m", ["x" * 4_000]))
+    await asyncio.sleep(0)
+    gate.open.set()
+    assert await asyncio.gather(*waiting, settling) == [1, 1, 1]
+    assert await counter.count("m", ["x" * 20_000], deadline_s=60) == 1
+    counter.close()
+
+
+async def test_a_count_that_takes_too_long_is_given_up_and_its_thread_stops(gate):
+    """503 for the one that waited; the thread counts none of what nobody waits for any more."""
+    counter = TokenCounter(threads=1)
+    with pytest.raises(DeadlineExceeded):
+        await counter.count("m", ["x" * 4_000], deadline_s=0.001)
+    gate.open.set()
+    assert await counter.count("m", ["y" * 4_000], deadline_s=60) == 1
+    counter.close()
+    assert 4_000 in gate.counted
+    assert gate.counted.count(4_000) == 1
+
+
+async def test_long_texts_do_not_hold_ordinary_ones(monkeypatch):
+    """While every thread for long texts is busy, another tenant's ordinary prompt is counted."""
+    gate = Gate()
+    monkeypatch.setattr(tokens, "_count", lambda encoding, texts: gate(encoding, texts) if is_long() else 7)
+
+    def is_long():
+        return threading.current_thread().name.startswith("tokens-long")
+
+    counter = TokenCounter(threads=1)
+    long = [asyncio.ensure_future(counter.count("m", ["x" * 400_000], deadline_s=60)) for _ in range(3)]
+    await asyncio.sleep(0)
+    assert await counter.count("m", ["y" * 5_000], deadline_s=60) == 7
+    assert not any(each.done() for each in long)
+    gate.open.set()
+    await asyncio.gather(*long)
+    counter.close()
+
+
+async def test_nothing_is_reserved_for_a_prompt_that_is_not_counted():
+    """The count comes before the reservation: a call that is told 503 holds nothing, its tenant's next is served."""
+
+    class Busy:
+        busy = True
+
+        async def count(self, model, texts, *, deadline_s=None):
+            assert deadline_s is not None
+            if self.busy:
+                raise Overloaded("busy")
+            return 1
+
+    counters, busy = MemoryCounters(), Busy()
+    quota = Quota(counters)
+    tenants = Tenants(Settings(limits=Limits(concurrency=1)), busy, quota)
+    with pytest.raises(Overloaded):
+        await tenants.reserve(KeyCaller("default"), "m", ["text"], 5)
+    assert quota.in_flight() == 0
+    busy.busy = False
+    assert (await tenants.reserve(KeyCaller("default"), "m", ["text"], 5)).output_tokens == 5

@@ -38,6 +38,7 @@ class EnvoyExchange:
     ) -> None:
         self.request_id = new_request_id()
         self.credential = credential
+        self.address = ""  # Envoy's would be that of all its callers
         self.started = False
         self.ended = False
         self._stream = stream
