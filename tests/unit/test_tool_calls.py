@@ -24,6 +24,7 @@ TOOLS = ("send_email", "fetch", "bash", "pay")
 
 async def judged(
     arguments: str,
+    /,
     *,
     name: str = "send_email",
     user: Sequence[str] = (),
