@@ -17,6 +17,7 @@ from hashlib import blake2s
 from typing import Any, NamedTuple
 
 from service.api import sse, strict_json
+from service.api.json_redaction import NOTHING, JsonPart, JsonText, covers
 from service.api.reply_parts import Seams
 from service.errors import MalformedRequest, PayloadTooLarge, UpstreamInvalid
 from service.firewall.asked import CallPart
@@ -75,7 +76,8 @@ class Slot(NamedTuple):
 
     A channel that begins with `=` is one whose whole text this string may repeat (`Texts`).
     `kind` tells strings (`text`) from lists of UTF-8 bytes (`bytes`), from numbers (`number`), from object keys (`key`)
-    and from a second reading of a string that was `old` when it was read (`unescaped`, `joined`).
+    and from a second reading of a string that was `old` when it was read (`unescaped`, `joined`). `json` is of a
+    string that holds JSON, and of its second reading.
     """
 
     channel: str
@@ -83,6 +85,7 @@ class Slot(NamedTuple):
     key: Any
     kind: str = "text"
     old: str = ""
+    json: JsonPart | None = None
 
 
 class Texts:
@@ -103,6 +106,7 @@ class Texts:
         self._said: dict[str, blake2s] = {}
         self._over: set[str] = set()
         self._seams = Seams()
+        self._json: dict[str, JsonText] = {}
 
     def piece(
         self,
@@ -140,15 +144,17 @@ class Texts:
             text = strict_json.whole(slot.box[slot.key]) if again else self._text(slot)
             if self._repeats and not again and slot.kind == "text" and not slot.channel.endswith("="):
                 self._said.setdefault(slot.channel, blake2s()).update(text.encode())
+            part = self._json_part(slot, text, again=again)
             texts.append((slot.channel, text))
-            found.append(slot)
+            found.append(slot._replace(json=part))
             # A tool's arguments are JSON in a string. Whoever reads them undoes its escapes, so that is judged too;
             # what is said again was judged so when it was said.
-            if not again and _JSON_TEXTS.search(slot.channel) and (self._streamed or "\\" in text):
+            if part is not None and not again and (self._streamed or "\\" in text):
                 channel = slot.channel + "#unescaped"
                 self._channels.add(channel)
+                part = part._replace(escape=self._unescaping.get(channel, ""))
                 texts.append((channel, self._unescape(channel, text)))
-                found.append(Slot(channel, slot.box, slot.key, "unescaped", slot.box[slot.key]))
+                found.append(Slot(channel, slot.box, slot.key, "unescaped", slot.box[slot.key], part))
                 if slot.channel in alone:
                     alone.append(channel)
             if not again and (joined := self._seams.joined(slot.channel, text)) is not None:
@@ -166,6 +172,13 @@ class Texts:
             issued=issued,
             calls=tuple(calls),
         )
+
+    def _json_part(self, slot: Slot, text: str, *, again: bool) -> JsonPart | None:
+        """Where a string that holds JSON belongs, None for any other."""
+        if slot.kind != "text" or not _JSON_TEXTS.search(slot.channel):
+            return None
+        whole = self._json.setdefault(slot.channel.removeprefix("="), JsonText(grows=self._streamed))
+        return whole.repeated() if again else whole.take(text)
 
     def _repeated(self, slot: Slot) -> Slot:
         """Where a text stands that may repeat another."""
@@ -293,13 +306,26 @@ def rewrite(piece: Piece, texts: Sequence[str]) -> bytes | None:
     if piece.document is None:
         return texts[0].encode() if texts[0] != piece.texts[0][1] else None
     event, document, slots = piece.document
-    for slot, new, (_, old) in zip(slots, texts, piece.texts, strict=True):
+    raw, taken = "", NOTHING
+    for slot, new, (channel, old) in zip(slots, texts, piece.texts, strict=True):
+        if slot.kind == "text":
+            raw, taken = old, NOTHING
         if new == old:
             continue
-        if slot.kind == "text":
+        if slot.kind == "text" and slot.json is not None:
+            if channel.startswith("="):
+                slot.box[slot.key] = slot.json.said()
+                continue
+            if (made := slot.json.redacted(old, new)) is None:
+                return None
+            slot.box[slot.key], taken = made
+        elif slot.kind == "text":
             slot.box[slot.key] = new
         elif slot.kind in {"bytes", "number"}:
             slot.box[slot.key] = None
+        elif slot.kind == "unescaped" and slot.json is not None:
+            if not covers(slot.json, raw, taken, old, new):
+                return None
         elif slot.kind == "key" or slot.box[slot.key] == slot.old:
             return None
     written = json.dumps(document)

@@ -12,8 +12,12 @@ _PEM_LEAD = 800
 _PEM = re.compile(r"-{4,5} ?BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)? ?-{4,5}")
 _PEM_OPEN = re.compile(r"-{4,5}(?: ?B?(?:(?<=B)E?)?|(?: ?BEGIN[A-Z0-9 ]{0,60})-{0,5})")
 _PEM_BODY = re.compile("[0-9A-Za-z+/]{24}")
-_PEM_PART = re.compile(r"""[\s"',]+|\\[nrt]|-{4,5} ?END [A-Z0-9 ]{0,60}-{4,5}|=[0-9A-Za-z+/]{4}(?![0-9A-Za-z+/=])""")
+_PEM_PART = re.compile(
+    r"""[\s"',]+|\\{1,4}[nrt"']|-{4,5} ?END [A-Z0-9 ]{0,60}-{4,5}|=[0-9A-Za-z+/]{4}(?![0-9A-Za-z+/=])"""
+)
 _PEM_WORD = re.compile("[0-9A-Za-z+/]+=*")
+_GAP = 64
+"""Between two lines; of more than so many characters all are taken for the key's."""
 _PUTTY = re.compile(r"Private-Lines: *\d+\s+")
 
 
@@ -46,16 +50,21 @@ def _read_key_body(text: str, start: int, at: int, ended: bool) -> Read:
 
 
 class _KeyGrowth:
-    """Follows a key's lines to its END; where none comes, to the second word that is too short to be a line."""
+    """Follows a key's lines to its END; where none comes, to the second word that is too short to be a line.
+
+    White space, quotes and commas belong to it only where another line or the END follows: what stands behind the last
+    line may close the string that holds the key.
+    """
 
     def __init__(self) -> None:
         self._line = True
 
     def __call__(self, text: str, at: int, ended: bool) -> tuple[int, bool]:
+        end = at  # of what belongs to the key for sure
         while at < len(text):
             if self._line:  # within a line that is known to be one
                 word = _PEM_WORD.match(text, at)
-                at = word.end() if word is not None else at
+                end = at = word.end() if word is not None else at
                 self._line = at == len(text)
                 if self._line:
                     break
@@ -64,27 +73,32 @@ class _KeyGrowth:
                 at = part.end()
                 if "END" in part.group():
                     return at, False
+                if part.group().startswith(("=", "\\")):
+                    end = at if part.group()[0] == "=" or at - end > _GAP else end
+                else:  # counted character by character, so that no cut matters
+                    end += (at - end) // (_GAP + 1) * (_GAP + 1)
                 continue
             word = _PEM_WORD.match(text, at)
             if word is None:
                 dashes = text[at : at + 90]
-                return at, bool(not ended and len(dashes) < 90 and (dashes == "\\" or _OPEN_END.fullmatch(dashes)))
+                is_open = len(dashes) < 90 and _OPEN_END.fullmatch(dashes) is not None
+                return end, not ended and is_open
             if word.end() - at >= 24:
                 self._line = True
-                at = word.end()
+                end = at = word.end()
                 self._line = at == len(text)
                 continue
             if word.end() == len(text) and not ended:
-                return at, True
+                return end, True
             # The last line of a key may be short, but what stands behind it is its end.
             behind = text[word.end() : word.end() + 24].lstrip(" \r\n\"'\\nr,")
-            if not behind and len(text) - word.end() < 24 and not ended:
-                return at, True
-            if behind[:1] in ("-", "=") or word.group().endswith("="):
-                at = word.end()
+            if behind in ("", "-") and len(text) - word.end() < 24 and not ended:
+                return end, True
+            if behind.startswith(("--", "=")) or word.group().endswith("="):
+                end = at = word.end()
                 continue
-            return at, False
-        return at, not ended
+            return end, False
+        return end, not ended
 
 
-_OPEN_END = re.compile(r"-{1,5}(?: ?E?(?:(?<=E)N?)?| ?END [A-Z0-9 ]{0,60}-{0,5}| ?END)|=[0-9A-Za-z+/]{0,4}")
+_OPEN_END = re.compile(r"-{1,5}(?: ?E?(?:(?<=E)N?)?| ?END [A-Z0-9 ]{0,60}-{0,5}| ?END)|=[0-9A-Za-z+/]{0,4}|\\{1,4}")

@@ -1,18 +1,22 @@
 """Do a tool call's arguments fit the schema that the tool was offered with? In bounded steps, and without fetching.
 
-JSON Schema 2020-12, the part that tools are described with. What is not known here never makes a violation; `pattern`
-and `format` are left out on purpose, since a regular expression has no bound on its time. A reference to anything but
-a place in the same schema is never followed.
+JSON Schema 2020-12, the part that tools are described with. What is not known here never makes a violation, and a
+`pattern` that has no bound on its time is not followed (`schema_strings`): where all else fits, that is told. A
+reference to anything but a place in the same schema is never followed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
+from fractions import Fraction
 from typing import Any, TypeGuard
+
+from service.firewall.schema_strings import FORMATS, MAX_PATHS, NotFollowed, followed
 
 MAX_STEPS = 20_000
 _MAX_DEPTH = 64
-_CHARS_A_STEP = 64  # of a reference
+_CHARS_A_STEP = 64  # of a reference, a name or a string
+_PATHS_A_STEP = 500  # of a pattern
 _LISTS = ("type", "enum", "required")
 _TYPES: dict[str, tuple[type, ...]] = {
     "object": (dict,),
@@ -26,30 +30,39 @@ _TYPES: dict[str, tuple[type, ...]] = {
 
 
 class NotChecked(Exception):
-    """The schema cannot be followed here: a remote reference, or more steps than are taken."""
+    """The schema cannot be followed here, such as a remote reference or a pattern without a bound."""
+
+
+class TooLarge(NotChecked):
+    """Value and schema together take more steps than are taken, or are nested too deep."""
 
 
 def violation(value: Any, schema: Any, max_steps: int = MAX_STEPS) -> str:
     """The first keyword that the value breaks; empty where it fits. Raises NotChecked."""
-    return next(_Check(schema, max_steps).broken(value, schema, 0), "")
+    check = _Check(schema, max_steps)
+    broken = next(check.broken(value, schema, 0), "")
+    if not broken and check.doubt:
+        raise NotChecked(check.doubt)
+    return broken
 
 
 class _Check:
     def __init__(self, root: Any, steps: int) -> None:
         self._root = root
         self._steps = steps
+        self.doubt = ""  # the keyword that could not be followed and has not been broken
 
     def _take(self, steps: int) -> None:
         """Raises NotChecked where there were more than are taken."""
         self._steps -= steps
         if self._steps < 0:
-            raise NotChecked("too many steps")
+            raise TooLarge("too many steps")
 
     def broken(self, value: Any, schema: Any, depth: int) -> Iterator[str]:
         # A list of names is gone through for each value that it is said of.
         self._take(1 + sum(len(_list(schema, name)) for name in _LISTS) if isinstance(schema, dict) else 1)
         if depth > _MAX_DEPTH:
-            raise NotChecked("too deep")
+            raise TooLarge("too deep")
         if schema is False:
             yield "false"
         if not isinstance(schema, dict):
@@ -62,17 +75,28 @@ class _Check:
         elif isinstance(value, list):
             yield from self._of_list(value, schema, depth)
         elif isinstance(value, str):
-            yield from _bounds(len(value), schema, "minLength", "maxLength")
+            yield from self._of_string(value, schema)
         elif isinstance(value, (int, float)) and not isinstance(value, bool):
             yield from _bounds(value, schema, "minimum", "maximum")
             if _is_number(least := schema.get("exclusiveMinimum")) and value <= least:
                 yield "exclusiveMinimum"
             if _is_number(most := schema.get("exclusiveMaximum")) and value >= most:
                 yield "exclusiveMaximum"
+            if _is_number(step := schema.get("multipleOf")) and not _is_multiple(value, step):
+                yield "multipleOf"
         yield from self._combined(value, schema, depth)
 
-    def _fits(self, value: Any, schema: Any, depth: int) -> bool:
-        return next(self.broken(value, schema, depth), "") == ""
+    def _fits(self, value: Any, schema: Any, depth: int) -> bool | None:
+        """None where it could not be said, for all that was followed."""
+        before, self.doubt = self.doubt, ""
+        broken = next(self.broken(value, schema, depth), "")
+        doubt, self.doubt = self.doubt, before
+        return None if doubt and not broken else not broken
+
+    def _fitting(self, values: Iterator[tuple[Any, Any]], depth: int) -> tuple[int, int]:
+        """How many of these (value, schema) fit, and how many may."""
+        found = [self._fits(value, schema, depth) for value, schema in values]
+        return found.count(True), found.count(None)
 
     def _of_any_type(self, value: Any, schema: Mapping[str, Any]) -> Iterator[str]:
         given = schema.get("type")
@@ -94,10 +118,31 @@ class _Check:
         if isinstance(needed, list) and any(isinstance(name, str) and name not in value for name in needed):
             yield "required"
         yield from _bounds(len(value), schema, "minProperties", "maxProperties")
+        for name, others in _dict(schema, "dependentRequired").items():
+            if name in value and isinstance(others, list):
+                self._take(1 + len(others))
+                if any(isinstance(other, str) and other not in value for other in others):
+                    yield "dependentRequired"
+        patterns = _dict(schema, "patternProperties")
         for name, item in value.items():
+            if (
+                "propertyNames" in schema
+                and self._certain(name, schema["propertyNames"], depth, "propertyNames") is False
+            ):
+                yield "propertyNames"
+            named: bool | None = name in known
             if name in known:
                 yield from self.broken(item, known[name], depth + 1)
-            elif "patternProperties" not in schema and "additionalProperties" in schema:
+            for pattern, inner in patterns.items():
+                self._take(1)
+                matches = self._matches(pattern, name)
+                if matches is None:
+                    self.doubt = "patternProperties"
+                    named = named or None
+                elif matches:
+                    named = True
+                    yield from self.broken(item, inner, depth + 1)
+            if named is False and "additionalProperties" in schema:
                 for keyword in self.broken(item, schema["additionalProperties"], depth + 1):
                     yield "additionalProperties" if keyword == "false" else keyword
 
@@ -110,16 +155,89 @@ class _Check:
                 yield from self.broken(item, first[number], depth + 1)
             elif isinstance(schema.get("items"), (dict, bool)):
                 yield from self.broken(item, schema["items"], depth + 1)
+        if schema.get("uniqueItems") is True and len({self._spelled(item, 0) for item in value}) < len(value):
+            yield "uniqueItems"
+        if "contains" in schema:
+            sure, unsure = self._fitting(((item, schema["contains"]) for item in value), depth + 1)
+            least, most = schema.get("minContains", 1), schema.get("maxContains")
+            if _is_number(least) and sure + unsure < least:
+                yield "contains"
+            elif _is_number(most) and sure > most:
+                yield "maxContains"
+            elif unsure and ((_is_number(least) and sure < least) or _is_number(most)):
+                self.doubt = "contains"
+
+    def _of_string(self, value: str, schema: Mapping[str, Any]) -> Iterator[str]:
+        yield from _bounds(len(value), schema, "minLength", "maxLength")
+        if isinstance(pattern := schema.get("pattern"), str):
+            matches = self._matches(pattern, value)
+            if matches is False:
+                yield "pattern"
+            elif matches is None:
+                self.doubt = "pattern"
+        if isinstance(kind := schema.get("format"), str) and kind in FORMATS:
+            self._take(len(value) // _CHARS_A_STEP)
+            if not FORMATS[kind](value):
+                yield "format"
+
+    def _matches(self, pattern: str, text: str) -> bool | None:
+        """None for a pattern that is not followed. Raises TooLarge for a text that is too long for one that is."""
+        try:
+            known = followed(pattern)
+        except NotFollowed:
+            return None
+        if (paths := known.paths(len(text))) > MAX_PATHS:
+            raise TooLarge("too long for its pattern")
+        self._take(paths // _PATHS_A_STEP + len(text) // _CHARS_A_STEP)
+        return known.search.search(text) is not None
+
+    def _spelled(self, value: Any, depth: int) -> Hashable:
+        """The same for what is equal in JSON. Of strings, whose hashes nobody can make alike on purpose."""
+        if depth > _MAX_DEPTH:
+            raise TooLarge("too deep")
+        self._take(1 + (len(value) // _CHARS_A_STEP if isinstance(value, str) else 0))
+        if isinstance(value, list):
+            return ("list", *(self._spelled(item, depth + 1) for item in value))
+        if isinstance(value, dict):
+            return frozenset((name, self._spelled(item, depth + 1)) for name, item in value.items())
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        return (type(value).__name__, str(value))
+
+    def _certain(self, value: Any, schema: Any, depth: int, keyword: str) -> bool | None:
+        """As `_fits`, with a doubt kept under the name of the keyword that it is about."""
+        fits = self._fits(value, schema, depth + 1)
+        if fits is None:
+            self.doubt = keyword
+        return fits
 
     def _combined(self, value: Any, schema: Mapping[str, Any], depth: int) -> Iterator[str]:
         for part in _list(schema, "allOf"):
             yield from self.broken(value, part, depth + 1)
-        if (some := _list(schema, "anyOf")) and not any(self._fits(value, part, depth + 1) for part in some):
-            yield "anyOf"
-        if (one := _list(schema, "oneOf")) and sum(self._fits(value, part, depth + 1) for part in one) != 1:
-            yield "oneOf"
-        if "not" in schema and self._fits(value, schema["not"], depth + 1):
+        if some := _list(schema, "anyOf"):
+            found: bool | None = False
+            for part in some:
+                fits = self._fits(value, part, depth + 1)
+                if fits:
+                    found = True
+                    break
+                found = None if fits is None else found
+            if found is None:
+                self.doubt = "anyOf"
+            elif not found:
+                yield "anyOf"
+        if one := _list(schema, "oneOf"):
+            sure, unsure = self._fitting(((value, part) for part in one), depth + 1)
+            if sure > 1 or sure + unsure == 0:
+                yield "oneOf"
+            elif unsure:
+                self.doubt = "oneOf"
+        if "not" in schema and self._certain(value, schema["not"], depth, "not"):
             yield "not"
+        if "if" in schema and ("then" in schema or "else" in schema):
+            fits = self._certain(value, schema["if"], depth, "if")
+            if fits is not None:
+                yield from self.broken(value, schema.get("then" if fits else "else", True), depth + 1)
 
     def _resolve(self, reference: Any) -> Any:
         if not isinstance(reference, str) or not reference.startswith("#"):
@@ -140,6 +258,19 @@ class _Check:
 def _list(schema: Mapping[str, Any], name: str) -> list[Any]:
     value = schema.get(name)
     return value if isinstance(value, list) else []
+
+
+def _dict(schema: Mapping[str, Any], name: str) -> dict[str, Any]:
+    value = schema.get(name)
+    return value if isinstance(value, dict) else {}
+
+
+def _is_multiple(value: float, step: float) -> bool:
+    """In decimal: 0.3 is three times 0.1."""
+    try:
+        return step <= 0 or Fraction(str(value)) % Fraction(str(step)) == 0
+    except ValueError:  # no number, or without end
+        return True
 
 
 def _is_number(value: Any) -> TypeGuard[float]:

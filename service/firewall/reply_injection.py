@@ -2,7 +2,9 @@
 
 The classifier of prompts over the reply's text, judged as a tool's result would be, with a limit of its own. Each
 window costs one run of the encoder, as it would in a prompt: about as much again as judging the same text going in.
-Where it blocks, text waits: in mode `buffer` for the end of the reply, else for the end of a piece of some sentences.
+Where it blocks, text waits: in mode `buffer` for the end of the reply, else for the end of a piece of some sentences;
+and a text that is longer than `max_windows` stops the reply, since the rest of it is not scored. Where it flags, that
+is on record.
 """
 
 from __future__ import annotations
@@ -84,10 +86,11 @@ class ReplyInjectionWatcher:
         room = self._guard.max_chars - len(state.text)
         state.text += text[:room]
         if len(text) > room:
-            # Nothing passes unjudged without being on record.
-            detail = "longer than reply_injection.max_windows"
+            # Nothing passes unjudged without being on record, and nothing at all where it could be blocked.
+            action = self._guard.settings.action
+            detail = "longer than reply_injection.max_windows: the rest is not scored"
             at = len(state.text)
-            return [*await self.end(channel), Sight("oversize", "flag", channel, at, at, "", detail, 0.0)]
+            return [*await self.end(channel), Sight("oversize", action, channel, at, at, "", detail, 0.0)]
         if not self._by_piece:
             return []
         state.splitter.feed(text)

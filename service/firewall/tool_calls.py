@@ -18,14 +18,14 @@ import msgspec
 
 from service.firewall.asked import CallPart
 from service.firewall.destinations import Trust, destinations, plain
-from service.firewall.json_schema import NotChecked, violation
+from service.firewall.json_schema import NotChecked, TooLarge, violation
 from service.firewall.verdict import Action, Category
 from service.firewall.watched import Opening, Sight
 from service.settings import Tools
 
 MAX_ARGUMENTS = 1_000_000
-"""Characters of one call; longer arguments are not judged but end as the policy for what breaks a schema says, and at
-least with a flag."""
+"""Characters of one call. Longer arguments are not judged: they end as the policies say for what breaks a schema and
+for what a result ordered, and at least with a flag."""
 MAX_CALLS = 256
 _INLINE_CHARS = 4_000
 _STRICT = 0.9
@@ -186,6 +186,8 @@ class ToolCallWatcher:
         if call.size > MAX_ARGUMENTS:
             action: Action = "flag" if settings.arguments == "allow" else settings.arguments
             yield self._sight("tool.arguments", action, call, "too long to be judged")
+            if settings.hijack != "allow" and self._asked.results:
+                yield self._sight("tool.hijack", self._unjudged, call, "too long to be judged")
             return
         yield from self._fit(call)
         if settings.hijack != "allow" and self._asked.results:
@@ -207,31 +209,44 @@ class ToolCallWatcher:
             if keyword := violation(value, schema):
                 yield self._sight("tool.arguments", action, call, f"schema: {keyword}")
         except NotChecked as reason:
-            yield self._sight("tool.arguments", "flag", call, f"schema not checked: {reason}")
+            # What a call is made too large for must not be what lets it pass.
+            unjudged = action if isinstance(reason, TooLarge) else "flag"
+            yield self._sight("tool.arguments", unjudged, call, f"schema not checked: {reason}")
+
+    @property
+    def _unjudged(self) -> Action:
+        """What follows where it cannot be said whether a result ordered the call: nothing could be redacted."""
+        return "flag" if self._settings.hijack in ("flag", "allow") else "block"
 
     def _hijacks(self, call: _Call) -> Iterator[Sight]:
         tools = list(self._offered or ())
         known: dict[str, tuple[float, str]] = {}
+        action: Action
+        looked_at = {False: 0, True: 0}  # of what is written, which is flagged at most, and of the rest
         for number, (channel, start, end, text, is_string) in enumerate(_leaves(call)):
             if number == _MAX_REPEATED:
-                yield self._sight("tool.hijack", "flag", call, "more values than are held against results")
+                yield self._sight("tool.hijack", self._unjudged, call, "more values than are held against results")
             repeats = is_string and number < _MAX_REPEATED
             # What fills lines is a file or a letter: it names destinations, and goes to none.
             has_lines = "\n" in text.strip() and len(text.split()) >= _WRITTEN_WORDS
             is_written = has_lines or len(text) > _WRITTEN_CHARS
             scored = [self._trust.repeats_order(text, tools) if repeats else (0.0, "")]
             for named in destinations(plain(text), alone=True):
-                if named.key not in known and len(known) >= _MAX_DESTINATIONS:
-                    yield self._sight("tool.hijack", "flag", call, "more destinations than are looked at")
-                    return
                 if named.key not in known:
+                    looked_at[is_written] += 1
+                    if looked_at[is_written] > _MAX_DESTINATIONS:
+                        action = "flag" if is_written else self._unjudged
+                        yield self._sight("tool.hijack", action, call, "more destinations than are looked at")
+                        if not is_written:
+                            return
+                        break
                     known[named.key] = self._trust.suspicion(named)
                 score, detail = known[named.key]
                 scored.append((min(score, _MENTIONED) if is_written else score, detail))
             score, detail = max(scored)
             if score <= 0:
                 continue
-            action: Action = self._settings.hijack if score >= _STRICT else "flag"
+            action = self._settings.hijack if score >= _STRICT else "flag"
             if action == "redact" and not (is_string and channel):
                 action = "block"
             yield Sight("tool.hijack", action, channel or call.place, start, end, text, detail, score)

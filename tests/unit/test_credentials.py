@@ -161,3 +161,20 @@ async def test_a_value_that_is_complete_in_itself_is_looked_at_for_credentials()
     short = "sk_live_" + "4eC39HqLyjWDar7tKzQ2xYpN"
     assert short not in await judge.whole("headers/x-note", short)
     assert await judge.whole("id", "chatcmpl-9fQk2mZx81LpVt0aYw73RbNcd2") == "chatcmpl-9fQk2mZx81LpVt0aYw73RbNcd2"
+
+
+@pytest.mark.parametrize("end_of_line", ["\\n", "\\\\n", "\n", '",\n   "'])
+async def test_a_private_key_without_its_end_leaves_what_holds_the_text_around_it_together(end_of_line: str) -> None:
+    """Behind the last line may stand the quote that closes the string, and the next member of a call's arguments."""
+    key = end_of_line.join(private_key(random.Random(4)).split("\n")[:-1])
+    for behind in (f'{end_of_line}","host":"db1"}}', '","x-host":"db1"}', '"}', f'{end_of_line}"]', " " * 40):
+        text = f'{{"key":"{key}{behind}'
+        sent, _ = await _judged(text)
+        assert sent == f'{{"key":"[redacted]{behind}', "and the last line does not stay"
+        judge = ReplyJudge(ProtectedTexts().for_request("t"), Leakage(stream="exact"), str.upper)
+        said, at = "", 0
+        for start in range(0, len(text), 5):
+            await judge.feed("c", text[start : start + 5])
+            said, at = said + judge.render("c", at, judge.cleared("c")), judge.cleared("c")
+        await judge.finish()
+        assert said + judge.render("c", at, judge.cleared("c")) == sent

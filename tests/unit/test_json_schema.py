@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from service.firewall.json_schema import NotChecked, violation
+from service.firewall.json_schema import NotChecked, TooLarge, violation
+from service.firewall.schema_strings import FORMATS, MAX_PATHS, NotFollowed, followed
 
 PERSON: dict[str, Any] = {
     "type": "object",
@@ -20,7 +21,7 @@ PERSON: dict[str, Any] = {
         "some": {"anyOf": [{"type": "number"}, {"type": "null"}]},
         "all": {"allOf": [{"type": "object"}, {"minProperties": 1}]},
         "maybe": {"type": "string", "nullable": True},
-        "far": {"type": "string", "pattern": "(a+)+$", "format": "email", "x-own": 1},
+        "far": {"type": "string", "pattern": "^a+!$", "format": "of-its-own", "x-own": 1},
     },
     "required": ["name"],
     "additionalProperties": False,
@@ -92,5 +93,82 @@ def test_a_schema_that_refers_to_itself_or_branches_without_end_is_given_up() ->
     ],
 )
 def test_long_lists_and_references_in_a_schema_count_for_each_value_they_are_held_against(schema: Any) -> None:
-    with pytest.raises(NotChecked, match="too many steps"):
+    with pytest.raises(TooLarge, match="too many steps"):
         violation({}, schema)
+
+
+KEYWORDS: list[tuple[dict[str, Any], Any, Any, str]] = [
+    ({"pattern": "^[a-z]+$"}, "abc", "abc\n", "pattern"),
+    ({"pattern": r"\d{3}-[\w.]*"}, "no 123-a.b", "12-a", "pattern"),
+    ({"pattern": r"^(?:cat|dog)?\.[^\]\[]$"}, "dog.x", "dog.[", "pattern"),
+    ({"pattern": "^.$"}, "\x85", "\u2028", "pattern"),
+    ({"format": "date"}, "2024-02-29", "2023-02-29", "format"),
+    ({"format": "date-time"}, "2024-02-29t23:59:60.5+05:30", "2024-02-29 23:59:00Z", "format"),
+    ({"format": "email"}, "a.b+c@x.example", "a b@x.example", "format"),
+    ({"format": "uri"}, "https://x.example/%20?q=[1]#a", "//x.example/a b", "format"),
+    ({"format": "uuid"}, "123E4567-e89b-12d3-a456-426614174000", "123e4567e89b12d3a456426614174000", "format"),
+    ({"format": "ipv4"}, "10.0.0.255", "10.0.0.256", "format"),
+    ({"format": "ipv6"}, "::ffff:10.0.0.1", "fe80::1%eth0", "format"),
+    ({"patternProperties": {"^n_": {"type": "number"}}}, {"n_a": 1, "a": "x"}, {"n_a": "x"}, "type"),
+    ({"patternProperties": {"^x-": {}}, "additionalProperties": False}, {"x-a": 1}, {"y": 1}, "additionalProperties"),
+    ({"propertyNames": {"maxLength": 2}}, {"ab": 1}, {"abc": 1}, "propertyNames"),
+    (
+        {"uniqueItems": True},
+        [1, True, "1", [1], [True], {}],
+        [{"a": [1], "b": 2}, {"b": 2.0, "a": [1.0]}],
+        "uniqueItems",
+    ),
+    ({"multipleOf": 0.1}, 0.3, 0.35, "multipleOf"),
+    ({"multipleOf": 3}, 9.0, 10, "multipleOf"),
+    ({"if": {"const": 1}, "then": {"type": "integer"}, "else": {"type": "string"}}, 1, 2, "type"),
+    ({"if": {"type": "string"}, "then": {"maxLength": 1}}, 12, "12", "maxLength"),
+    ({"dependentRequired": {"card": ["name"]}}, {"name": 1}, {"card": 1}, "dependentRequired"),
+    ({"contains": {"const": 1}}, [0, 1], [0], "contains"),
+    ({"contains": {"const": 1}, "minContains": 2}, [1, 1], [1], "contains"),
+    ({"contains": {"const": 1}, "maxContains": 1}, [1, 2], [1, 1], "maxContains"),
+    ({"minProperties": 1, "maxProperties": 1}, {"a": 1}, {"a": 1, "b": 2}, "maxProperties"),
+]
+
+
+@pytest.mark.parametrize(("schema", "fits", "breaks", "keyword"), KEYWORDS)
+def test_a_keyword_is_broken_by_what_it_forbids_and_by_nothing_else(
+    schema: dict[str, Any], fits: Any, breaks: Any, keyword: str
+) -> None:
+    assert violation(fits, schema) == ""
+    assert violation(breaks, schema) == keyword
+    for other in (None, 7, "text", [], {}):  # keywords are about values of one kind
+        if "if" not in schema and "contains" not in schema and not isinstance(other, type(fits)):
+            assert violation(other, schema) in ("", "multipleOf", "minProperties")
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    ["(a+)+$", "(a|a)*b", r"(\w)\1", "(?=a)b", "(?i)a", "(?<n>a)", r"\p{L}", "a{2,5000}", "[", "(", "a++", "[^]"],
+)
+def test_a_pattern_without_a_bound_is_not_followed_and_that_is_told_where_all_else_fits(pattern: str) -> None:
+    with pytest.raises(NotFollowed):
+        followed(pattern)
+    schema = {"pattern": pattern, "maxLength": 99}
+    with pytest.raises(NotChecked, match="pattern"):
+        violation("a" * 60 + "!", schema)
+    assert violation("a" * 100, schema) == "maxLength"
+    for hidden in ({"not": schema}, {"oneOf": [schema, {"const": 1}]}, {"anyOf": [schema, False]}):
+        with pytest.raises(NotChecked):
+            violation("aa", hidden)
+    assert violation("aa", {"anyOf": [schema, {"type": "string"}]}) == ""
+
+
+def test_a_pattern_that_would_take_long_is_not_held_against_a_long_text() -> None:
+    assert violation("a" * 900, {"pattern": "^[a-z]*[0-9]*$"}) == ""
+    for pattern, length in (("a*a*a*a*b", 100), ("(a|a)" * 30, 30), ("^a{0,999}a{0,999}a{0,999}b", 2_000)):
+        assert followed(pattern).paths(length) > MAX_PATHS
+        with pytest.raises(TooLarge):
+            violation("a" * length, {"pattern": pattern})
+    with pytest.raises(TooLarge):
+        violation(["a" * 900] * 200, {"items": {"pattern": "^[a-z]*[0-9]*$"}})
+
+
+def test_formats_are_read_once_however_long_the_text_is() -> None:
+    for check in FORMATS.values():
+        for part in ("a.", "1:", "%20", '"', "@", "a:"):
+            assert check(part * 50_000) in (False, part == "a:")
