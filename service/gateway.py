@@ -396,15 +396,15 @@ class _Request:
             route = providers.choose(call.model, self._exchange.wire.name)
         ledger.provider = route.name
         for reference in call.references:
-            origin = await self._kept(tenant, reference)
-            if origin is None:
+            kept = await self._kept(tenant, reference)
+            if kept is None:
                 continue
-            narrowed = route.only(origin.provider)  # what one provider keeps, no other knows
+            narrowed = route.only(kept.provider)  # what one provider keeps, no other knows
             if narrowed is None:
                 raise _not_issued(reference.pointer)
             route = narrowed
             ledger.provider = route.name
-            known.update(dict.fromkeys(origin.system_texts))
+            known.update(dict.fromkeys(kept.system_texts))
         ledger.system_texts = tuple(known)
         return route
 

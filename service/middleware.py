@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from service.api import scan, strict_json
@@ -174,6 +174,12 @@ class _Exchange:
         return body
 
     def name_model(self, body: bytes, model: str) -> bytes:
+        return body  # nothing is forwarded
+
+    def with_names(self, body: bytes, names: Mapping[str, str]) -> bytes:
+        return body  # nothing is forwarded
+
+    def with_user(self, body: bytes, name: str) -> bytes:
         return body  # nothing is forwarded
 
     async def receive(self) -> Call:

@@ -46,7 +46,7 @@ class Windows(msgspec.Struct, frozen=True):
     @property
     def plain(self) -> npt.NDArray[np.bool_]:
         """Which windows are a stretch of one row's text, bool (n,)."""
-        return self.row != NO_ROW
+        return np.not_equal(self.row, NO_ROW)
 
 
 def joined(first: Windows, second: Windows) -> Windows:
