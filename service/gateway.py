@@ -57,6 +57,7 @@ from service.ledger import Ledger, log_unexpected
 from service.records.audit import AuditRow
 from service.release import Release
 from service.restoring import RestoredReply
+from service.tenancy.demand import NOTHING
 from service.tenancy.issued import Origin
 
 CLIENT_LEFT = 499
@@ -147,6 +148,7 @@ class _Request:
         self._reply: Reply | None = None
         self._canary = ""
         self._hidden: Hidden | None = None
+        self._demand = NOTHING
 
     # -- the frame ---------------------------------------------------------------------------------------------------
 
@@ -216,7 +218,7 @@ class _Request:
         if ruling.action == "block":
             await self._answer.refuse(extraction_error(exchange.request_id), "block")
             return
-        texts = [segment.text for segment in call.prompt.segments]
+        texts = list(call.counted_texts or (segment.text for segment in call.prompt.segments))
         if caller.system_prompt and not call.stored:
             texts.append(caller.system_prompt)
         if self._canary:
@@ -229,6 +231,8 @@ class _Request:
             call.choices,
             call.token_ids,
             billed=not (call.stored or call.counted_only),
+            demand=self._demand,
+            models=route.models,
         )
         self._ledger.reservation = reserved
         if await self._hide(caller, asked):
@@ -345,6 +349,7 @@ class _Request:
         providers, ledger = self._gateway.providers, self._ledger
         known = dict.fromkeys(call.system_texts)
         ledger.echoes = call.echoes
+        self._demand = call.demand
         if call.stored:
             origin = await self._origin(tenant, call.stored, "")
             route = providers.named(origin.provider)
@@ -361,6 +366,11 @@ class _Request:
             route = narrowed
             ledger.provider = route.name
             known.update(dict.fromkeys(origin.system_texts))
+            if reference.read:
+                # It is read again, and billed again, with every turn.
+                kept, demand = origin.tokens, self._demand
+                more = {"unknown": True} if kept is None else {"tokens": demand.tokens + kept}
+                self._demand = replace(demand, **more)
         ledger.system_texts = tuple(known)
         return route
 
@@ -460,6 +470,7 @@ class _Request:
         """
         exchange, reserved = self._exchange, self._ledger.reservation
         asked, body = call.model, call.body
+        self._ledger.model = target.model
         call = replace(call, model=target.model or asked)  # some models have their own member for the bound
         if reserved is not None and reserved.max_output_tokens is not None:
             body = exchange.wire.clamp(call, reserved.max_output_tokens)

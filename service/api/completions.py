@@ -68,6 +68,7 @@ def parse_request(body: bytes, server: Server, decode: Decode) -> Call:
         max_output_tokens=None if bound is None else bound * choices,
         choices=choices,
         token_ids=reading.token_ids,
+        demand=reading.demand(request, body),
         repeats_prompt=request.get("echo") is True,
         unknown_fields=recorded(request.keys() - _FIELDS.known),
         sampling=sampling_of(request),

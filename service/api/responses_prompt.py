@@ -185,19 +185,21 @@ class Reading(RequestTexts):
             self._parts(value, place, role, index)
         elif name in {"environment", "caller"}:
             self._container(value, place)
-            self.add(segments_of(value, place, role, index))
+            self.shaped(value, place, role, index)
         else:
-            self.add(segments_of(value, place, "document" if name == "results" else role, index))
+            self.shaped(value, place, "document" if name == "results" else role, index)
 
     def _string(self, name: str, value: str, place: Path, index: int, role: Role) -> None:
         if name in _IDS:
             self._identifier(value, place, index)
             if name == "container_id":
-                self.references.append(Reference(value, pointer(*place)))
+                self.references.append(Reference(value, pointer(*place), read=False))
         elif name == "encrypted_content":
             # The provider's own, sealed by it. Only it can read that; what anybody can read is judged.
             if (text := text_of_base64(value)) is not None or not _SEALED.fullmatch(value):
                 self.text(value if text is None else text.replace("\x00", ""), place, "document", index)
+            else:
+                self.sealed(value)
         elif value not in _QUIET:
             self.text(value, place, role, index)
             if name in {"arguments", "output"} and "\\" in value:
@@ -233,7 +235,7 @@ class Reading(RequestTexts):
     def _part(self, part: dict[str, Any], path: Path, role: Role, index: int) -> None:
         kind = part.get("type")
         if kind is None:  # such as the chunks of a shell's output
-            self.add(segments_of(part, path, role, index))
+            self.shaped(part, path, role, index)
             return
         if not isinstance(kind, str):
             raise malformed(pointer(*path, "type"), "the type of a content part")
@@ -250,14 +252,22 @@ class Reading(RequestTexts):
             if name in wanted and name in _ATTACHED:
                 what = "file_id" if name == "file_id" else kind
                 with self.foreign():
-                    self.attachment(string(value, place), place, what, index, base64=name == "file_data")
+                    self.attachment(
+                        string(value, place),
+                        place,
+                        what,
+                        index,
+                        base64=name == "file_data",
+                        part=kind,
+                        detail=part.get("detail"),
+                    )
             elif name == "input_audio" and name in wanted:
                 self._audio(value, place, index)
             elif name in wanted:
                 self.text(string(value, place), place, role, index)
             elif name in _PART_MEMBERS:
                 if not isinstance(value, str) or value not in {"auto", "low", "high", "original"}:
-                    self.add(segments_of(value, place, "document", index))
+                    self.shaped(value, place, "document", index)
             else:
                 self.unknown.add(f"input.{name}")
                 self.member(name, value, path, index)
@@ -290,6 +300,7 @@ class Reading(RequestTexts):
             return
         self._identifier(string(value.get("id"), ("prompt", "id")), ("prompt", "id"), -1)
         self.unscannable.append(Unscannable("/prompt/id", "prompt"))
+        self.reads_what_is_kept()
         for name, item in value.items():
             if name == "variables" and isinstance(item, dict):
                 for key, variable in item.items():
@@ -311,11 +322,13 @@ class Reading(RequestTexts):
                 if tool.get("type") in ("function", "custom"):  # it may be of any type
                     string(tool.get("name"), (name, index, "name"))
                 self._container(tool, (name, index))
-                self.add(segments_of(tool, (name, index), "tool"))
+                self.shaped(tool, (name, index), "tool")
             return
         found = list(segments_of(value, (name,), "tool" if name in _TOOL_FIELDS else "document"))
         if not all(word in _QUIET for s in found for word in s.text.split("\n")):
+            first = len(self.segments)
             self.add(found)
+            self.count_as_written(first, value)
 
     def _container(self, value: Any, path: Path) -> None:
         """A container holds the files of whoever it was made for."""
@@ -323,7 +336,7 @@ class Reading(RequestTexts):
             return
         for name in ("container", "container_id"):
             if isinstance(value.get(name), str):
-                self.references.append(Reference(value[name], pointer(*path, name)))
+                self.references.append(Reference(value[name], pointer(*path, name), read=False))
         if isinstance(value.get("environment"), dict):
             self._container(value["environment"], (*path, "environment"))
 

@@ -7,8 +7,9 @@ from service.settings import Counters, KeyDefaults, Limits, Model, Provider, Set
 from service.tenancy.counters import Amount, scope_of
 from service.tenancy.memory_counters import MemoryCounters
 from service.tenancy.quota import Quota, check
-from service.tenancy.tenants import DEFAULT_OUTPUT_TOKENS, KeyCaller, Tenants
+from service.tenancy.tenants import KeyCaller, Tenants
 from service.tenancy.valkey_counters import ValkeyCounters
+from service.tenancy.worst_case import DEFAULT_OUTPUT_TOKENS
 
 NOON = (1_700_000_000 // 86_400 * 86_400 + 43_200) * 1_000
 LEASE_MS = 30_000
@@ -393,7 +394,7 @@ async def test_a_budget_bounds_a_reply_that_nobody_bounds(clock):
 async def test_no_more_is_reserved_than_the_model_can_write_in_its_window(clock):
     made = tenants(Limits(tokens_per_day=10_000), clock, Model(name="up-*", context_tokens=110, max_output_tokens=500))
     reservation = await made.reserve(KeyCaller("default"), "up-x", ["abc"], 5_000)
-    assert (reservation.output_tokens, reservation.max_output_tokens) == (100, None)
+    assert (reservation.output_tokens, reservation.max_output_tokens) == (100, 500)
 
 
 async def test_a_key_is_held_to_its_own_limits_within_its_tenants(clock):
