@@ -32,7 +32,7 @@ LEAST_FILE_TOKENS = 3_000
 CHARS_PER_SEALED_TOKEN = 4
 _PICTURES = frozenset({"image_url", "image", "input_image", "computer_screenshot"})
 _SOUND = "input_audio"
-_DETAILS: dict[Any, Detail] = {"low": "low", "original": "original"}
+_DETAILS: dict[str, Detail] = {"low": "low", "original": "original"}
 
 _PDF = "%PDF-"
 """A PDF may be plain ASCII and still write its words in a code of its own."""
@@ -184,7 +184,8 @@ class RequestTexts:
         if unread:
             self.unscannable.append(Unscannable(pointer(*path), kind))
         if (part or kind) in _PICTURES:
-            self._pictures.append(Picture(*(size_of(value) or (0, 0)), _DETAILS.get(detail, "high")))
+            asked = _DETAILS.get(detail, "high") if isinstance(detail, str) else "high"
+            self._pictures.append(Picture(*(size_of(value) or (0, 0)), asked))
         elif unread:
             self._file(value, part or kind, held=base64 or kind == _SOUND or value[:5].lower() == "data:")
 

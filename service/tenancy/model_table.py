@@ -106,7 +106,7 @@ def dearest(several: Iterable[ModelFacts]) -> ModelFacts:
         written_picousd=_most(each.write_price for each in all_of_them),
         hidden_output=any(each.hidden_output for each in all_of_them),
         token_factor=max(each.token_factor for each in all_of_them),
-        covers=frozenset.intersection(*(each.covers for each in all_of_them)),
+        covers=frozenset(name for name in all_of_them[0].covers if all(name in each.covers for each in all_of_them)),
     )
 
 
@@ -153,9 +153,12 @@ def check(settings: Settings) -> None:
     tenant's needs one glob with a possible price. Whether a model that matches has one, only its request can tell.
     """
     table = load_models(settings)
-    globs = [(f"providers[{i}].models", glob) for i, p in enumerate(settings.providers) for glob in p.models]
-    globs += [(f"routes[{i}].model", route.model) for i, route in enumerate(settings.routes)]
-    missing = [(where, glob) for where, glob in globs if not table.may_price(glob)]
+    globs = [(f"providers[{i}].models", (glob,)) for i, p in enumerate(settings.providers) for glob in p.models]
+    globs += [
+        (f"routes[{i}].model", (route.model, *(target.model for target in route.targets)))
+        for i, route in enumerate(settings.routes)
+    ]
+    missing = [(where, names[0]) for where, names in globs if not _may_price(table, *names)]
     everyone = (("limits", settings.limits), ("keys.limits", settings.keys.limits))
     tenants = [(f"tenants[{i}].limits", t.limits) for i, t in enumerate(settings.tenants) if t.limits is not None]
     for where, limits in everyone:
@@ -167,6 +170,11 @@ def check(settings: Settings) -> None:
     for where, limits in tenants:
         if limits.budget_usd_per_day is not None and len(missing) == len(globs):
             raise ConfigError(f"{where}.budget_usd_per_day: no provider's model has a price; add [[models]]")
+
+
+def _may_price(table: ModelTable, glob: str, *targets: str) -> bool:
+    """Whether a glob can have a price: its own, or all of a route's targets theirs."""
+    return table.may_price(glob) or (bool(targets) and all(table.may_price(name) for name in targets))
 
 
 def budget_nanousd(limits: Limits) -> int | None:

@@ -123,6 +123,17 @@ def test_a_tier_and_a_tool_without_a_price_are_refused_by_their_place_where_ther
     assert post(url, "chat/completions", {**chat, "service_tier": "default"})[0] == 200
 
 
+def test_an_alias_has_the_prices_of_those_whom_its_route_asks(serve: Serve) -> None:
+    """Its own name has none: what a target costs is set aside, and refused where that is not known either."""
+    route = '[[routes]]\nmodel = "{}"\ntargets = [{{ provider = "sandbox", model = "{}" }}]\n'
+    routes = route.format("known", "sandbox-echo") + route.format("unknown", "sandbox-leaky")
+    url = serve(f'{routes}[[tenants]]\nname = "default"\n[tenants.limits]\nbudget_usd_per_day = 0.0004\n')
+    statuses = [ask(url, "known")[0] for _ in range(50)]
+    assert statuses[0] == 200 and statuses[-1] == 429
+    status, body, _ = ask(url, "unknown")
+    assert (status, body["error"]["param"]) == (403, "/model")
+
+
 def test_the_turns_that_a_response_goes_on_from_are_set_aside_again(serve: Serve) -> None:
     """What the provider keeps is read, and billed, with every turn, and the caller does not send it."""
     url = serve("[limits]\ntokens_per_minute = 2000\n")

@@ -52,6 +52,7 @@ def in_message(part: dict[str, Any]) -> dict[str, Any]:
             Picture(640, 480, "low"),
         ),
         (of_chat({"type": "image_url", "image_url": "https://example.org/a.png"}), Picture()),
+        (of_chat({"type": "image_url", "image_url": {"url": "file-1", "detail": {"low": ["low"]}}}), Picture()),
         (
             of_message(
                 {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": PNG}},

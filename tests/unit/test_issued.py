@@ -40,9 +40,9 @@ async def test_an_id_is_found_by_its_tenant_alone_also_after_a_restart(store: St
 
 async def test_the_tokens_of_the_call_that_made_an_id_are_known_after_a_restart(store: Store) -> None:
     await ids(store).record("acme", ["resp_1"], Origin("up"))
-    assert (await ids(store).find("acme", "resp_1")).tokens is None
+    assert await ids(store).find("acme", "resp_1") == Origin("up", tokens=None)
     await ids(store).record("acme", ["resp_1"], Origin("up", tokens=1_234))
-    assert (await ids(store).find("acme", "resp_1")).tokens == 1_234
+    assert await ids(store).find("acme", "resp_1") == Origin("up", tokens=1_234)
 
 
 async def test_no_id_and_no_text_is_kept_in_the_database(store: Store) -> None:

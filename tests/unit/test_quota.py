@@ -3,7 +3,7 @@ import uuid
 import pytest
 
 from service.errors import ConfigError, ContextLengthExceeded, Forbidden, LimitExceeded
-from service.settings import Counters, KeyDefaults, Limits, Model, Provider, Settings, Tenant
+from service.settings import Counters, KeyDefaults, Limits, Model, Provider, Route, RouteTarget, Settings, Tenant
 from service.tenancy.counters import Amount, scope_of
 from service.tenancy.memory_counters import MemoryCounters
 from service.tenancy.quota import Quota, check
@@ -270,6 +270,11 @@ def test_limits_that_cannot_be_kept_are_refused_by_their_key(settings, key):
             models=(Model(name="llama-3", **{"input_usd_per_mtok": 0.1, "output_usd_per_mtok": 0.1}),),
         ),
         Settings(tenants=(Tenant(name="a", limits=BUDGET),), providers=(SANDBOX, UNPRICED)),
+        Settings(
+            limits=BUDGET,
+            providers=(SANDBOX,),
+            routes=(Route(model="fast", targets=(RouteTarget(provider="sandbox", model="sandbox-echo"),)),),
+        ),
         Settings(counters=Counters(url="rediss://user@host:6380/2")),
     ],
 )
