@@ -76,11 +76,14 @@ class Answer:
 
     async def _record(self, piece: Piece) -> None:
         """An id must be known here before its caller has it and asks for it."""
-        ledger = self._ledger
-        new = [name for name in dict.fromkeys(piece.issued) if name not in self._recorded]
+        ledger, usage = self._ledger, piece.usage
+        # What is gone on from will be read again: all of the prompt, and all of the reply.
+        tokens = None if usage is None or usage.partial else usage.prompt_tokens + usage.completion_tokens
+        new = [name for name in dict.fromkeys(piece.issued) if tokens is not None or name not in self._recorded]
         if new and ledger.caller is not None:
             self._recorded.update(new)
-            await self._issued.record(ledger.caller.tenant, new, Origin(ledger.provider, ledger.system_texts))
+            origin = Origin(ledger.provider, ledger.system_texts, tokens)
+            await self._issued.record(ledger.caller.tenant, new, origin)
 
     async def _whole(self, reply: Reply, *, failed: bool) -> None:
         wire = self._exchange.wire

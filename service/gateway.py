@@ -59,6 +59,7 @@ from service.ledger import Ledger, log_unexpected
 from service.records.audit import AuditRow
 from service.release import Release
 from service.restoring import RestoredReply
+from service.tenancy.demand import NOTHING
 from service.tenancy.issued import Origin
 from service.tenancy.pseudonyms import Pseudonyms
 from service.tenancy.refusals import Refusals, TooManyRefused
@@ -159,6 +160,7 @@ class _Request:
         self._reply: Reply | None = None
         self._canary = ""
         self._hidden: Hidden | None = None
+        self._demand = NOTHING
 
     # -- the frame ---------------------------------------------------------------------------------------------------
 
@@ -241,7 +243,7 @@ class _Request:
             gateway.refusals.count(caller.key_id)
             await self._answer.refuse(extraction_error(exchange.request_id), "block")
             return
-        texts = [segment.text for segment in call.prompt.segments]
+        texts = list(call.counted_texts or (segment.text for segment in call.prompt.segments))
         if caller.system_prompt and not call.stored:
             texts.append(caller.system_prompt)
         if self._canary:
@@ -254,6 +256,8 @@ class _Request:
             call.choices,
             call.token_ids,
             billed=not (call.stored or call.counted_only),
+            demand=self._demand,
+            models=route.models,
         )
         self._ledger.reservation = reserved
         if await self._hide(caller, asked):
@@ -387,6 +391,7 @@ class _Request:
         providers, ledger = self._gateway.providers, self._ledger
         known = dict.fromkeys(call.system_texts)
         ledger.echoes = call.echoes
+        self._demand = call.demand
         if call.stored:
             origin = await self._origin(tenant, call.stored, "")
             route = providers.named(origin.provider)
@@ -405,6 +410,11 @@ class _Request:
             route = narrowed
             ledger.provider = route.name
             known.update(dict.fromkeys(kept.system_texts))
+            if reference.read:
+                # It is read again, and billed again, with every turn.
+                demand = self._demand
+                more = {"unknown": True} if kept.tokens is None else {"tokens": demand.tokens + kept.tokens}
+                self._demand = replace(demand, **more)
         ledger.system_texts = tuple(known)
         return route
 
@@ -515,6 +525,7 @@ class _Request:
         """
         exchange, reserved = self._exchange, self._ledger.reservation
         asked, body = call.model, call.body
+        self._ledger.model = target.model
         call = replace(call, model=target.model or asked)  # some models have their own member for the bound
         if reserved is not None and reserved.max_output_tokens is not None:
             body = exchange.wire.clamp(call, reserved.max_output_tokens)

@@ -19,6 +19,7 @@ from service.firewall.prompt import Prompt
 from service.firewall.verdict import Finding, Verdict, decide
 from service.records.audit import AuditRow
 from service.settings import Limits
+from service.tenancy.demand import NOTHING, Demand
 from service.tenancy.issued import Origin
 
 Headers = Iterable[tuple[str, str]]
@@ -27,12 +28,14 @@ Digest = Callable[[str], str]
 
 class Reference(msgspec.Struct, frozen=True):
     """An id of something that a provider keeps; `pointer` is its place in the request. `outside`: it may have come to
-    be outside of this gateway, as a file that was uploaded.
+    be outside of this gateway, as a file that was uploaded. `read`: it stands for earlier turns, which the model reads
+    again.
     """
 
     id: str
     pointer: str
     outside: bool = False
+    read: bool = False
 
 
 class Call(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,6 +56,8 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     it is asked, no model works and nothing is generated; nor is it where `counted_only`. `reports_usage`: the reply
     says what it used without being asked. `repeats_prompt`: the reply may begin with the prompt. `method` and `path`
     are those of the provider's side; an empty path is the protocol's own. `sampling` is what is asked beside the text.
+    `counted_texts` are what the prompt's tokens are counted by, None where that is its segments; `demand` is what it
+    costs beside them.
     """
 
     model: str
@@ -81,14 +86,22 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     method: str = "POST"
     path: str = ""
     sampling: Sampling = Sampling()
+    counted_texts: tuple[str, ...] | None = None
+    demand: Demand = NOTHING
 
 
 class Usage(msgspec.Struct, frozen=True):
-    """Tokens as the provider reports them. `cached_tokens` are those of the prompt that cost less."""
+    """Tokens as the provider reports them. `cached_tokens` are those of the prompt that cost less, `written_tokens` and
+    `long_written_tokens` those that were written to the provider's cache, for minutes and for longer. `partial`: the
+    reply has begun, and how long it becomes is not said yet.
+    """
 
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int = 0
+    written_tokens: int = 0
+    long_written_tokens: int = 0
+    partial: bool = False
 
 
 class Piece(msgspec.Struct, frozen=True, kw_only=True):
@@ -352,24 +365,35 @@ class Tenancy(Protocol):
         token_ids: int = 0,
         *,
         billed: bool = True,
+        demand: Demand = NOTHING,
+        models: Sequence[str] = (),
     ) -> Reservation:
         """Count the texts and set them and the longest reply aside.
 
         `output_tokens` bounds all choices together; None where the caller set no bound. `token_ids` of the prompt's
-        tokens came as ids. `billed` says that a model reads them. Raises LimitExceeded, ContextLengthExceeded,
+        tokens came as ids. `billed` says that a model reads them. `demand` is what it costs beside the texts, `models`
+        the names by which those who may be asked know the model. Raises LimitExceeded, ContextLengthExceeded,
         Forbidden, CountersFailed.
         """
 
-    async def count(self, model: str, texts: Sequence[str]) -> int:
-        """Tokens of the texts."""
+    async def count(self, model: str, texts: Sequence[str], *, estimated: bool = False) -> int:
+        """Tokens of the texts; `estimated` as the model's provider would bill them."""
 
     def decode(self, model: str, ids: Sequence[int]) -> tuple[str, bool] | None:
         """The text of token ids and whether it is all of them; None where the model's encoding is not known."""
 
     async def settle(
-        self, reservation: Reservation, prompt_tokens: int, completion_tokens: int, cached_tokens: int = 0
+        self,
+        reservation: Reservation,
+        prompt_tokens: int,
+        completion_tokens: int,
+        cached_tokens: int = 0,
+        *,
+        written_tokens: int = 0,
+        long_written_tokens: int = 0,
+        model: str = "",
     ) -> None:
-        """Replace the reservation by what was used."""
+        """Replace the reservation by what was used; `model` is who answered, by the name that its provider knows."""
 
 
 class PromptGuard(Protocol):
@@ -495,6 +519,10 @@ class Route(Protocol):
     @property
     def name(self) -> str:
         """Of the provider that is asked first."""
+
+    @property
+    def models(self) -> Sequence[str]:
+        """The names by which they know the model; none where it is not asked for."""
 
     def only(self, name: str) -> Route | None:
         """With no other provider than this one; None where it is not among them."""

@@ -32,11 +32,12 @@ class Books(Protocol):
 
 class Ledger:
     """Filled in while the request is on its way. `closing` is set once its end has begun; `forwarded` is when the
-    provider was called (0.0: not at all), `answered` whether an answer of it began. `system_texts` are the call's own
-    and those of the turns it goes on from; `hides_usage`: the provider was asked for what the caller did not ask for;
-    `echo_judge` is for what only repeats one of `echoes`. `provider` is who would be asked, is asked or has answered;
-    `attempts` says of each that was tried how it went. `noted` is for the record alone: what was found in the caller's
-    calls together. `unrecorded`: one of many alike, of which the first has its row.
+    provider was called (0.0: not at all), `answered` whether an answer of it began; `model` is the name by which the
+    provider that was asked last knows the model. `system_texts` are the call's own and those of the turns it goes on
+    from; `hides_usage`: the provider was asked for what the caller did not ask for; `echo_judge` is for what only
+    repeats one of `echoes`. `provider` is who would be asked, is asked or has answered; `attempts` says of each that
+    was tried how it went. `noted` is for the record alone: what was found in the caller's calls together. `unrecorded`:
+    one of many alike, of which the first has its row.
     """
 
     def __init__(self, books: Books, exchange: Exchange) -> None:
@@ -47,6 +48,7 @@ class Ledger:
         self.caller: Caller | None = None
         self.call: Call | None = None
         self.provider = ""
+        self.model = ""
         self.attempts: list[str] = []
         self.reservation: Reservation | None = None
         self.prompt_verdict: Verdict | None = None
@@ -91,22 +93,25 @@ class Ledger:
         reserved, call = self.reservation, self.call
         if reserved is None or call is None:
             return 0, 0
-        prompt_tokens = completion_tokens = cached_tokens = 0
+        prompt_tokens = completion_tokens = 0
         if call.stored:
             # What is kept was settled when it was made, however often it is looked at.
             await self._books.tenancy.settle(reserved, 0, 0)
             return 0, 0
+        said = self.usage or Usage(0, 0, partial=True)
         try:
+            worked = self.answered or bool(self.forwarded and self.error not in _NOT_SENT)
             if self.usage is not None:
-                prompt_tokens, completion_tokens = self.usage.prompt_tokens, self.usage.completion_tokens
-                cached_tokens = self.usage.cached_tokens
-            elif self.answered or (self.forwarded and self.error not in _NOT_SENT):
+                prompt_tokens, completion_tokens = said.prompt_tokens, said.completion_tokens
+            elif worked:
                 prompt_tokens = reserved.prompt_tokens
+            if said.partial and worked and reserved.hidden_output:
                 # What was thought and not delivered is billed all the same, and nobody said how much it was.
-                completion_tokens = reserved.output_tokens if reserved.hidden_output else 0
-            if self.usage is None and self.release is not None:
+                completion_tokens = reserved.output_tokens
+            if said.partial and self.release is not None:
                 texts = ["".join(parts) for parts in self.release.texts.values()]
-                delivered = self.release.tokens + await self._books.tenancy.count(call.model, texts)
+                counted = await self._books.tenancy.count(self.model or call.model, texts, estimated=True)
+                delivered = self.release.tokens + counted
                 completion_tokens = max(completion_tokens, delivered)
                 if call.deferred:
                     # The model goes on, and nobody will tell what it used.
@@ -115,7 +120,15 @@ class Ledger:
         except Exception as error:
             log_unexpected(self._exchange.request_id, error)
         finally:
-            await self._books.tenancy.settle(reserved, prompt_tokens, completion_tokens, cached_tokens)
+            await self._books.tenancy.settle(
+                reserved,
+                prompt_tokens,
+                completion_tokens,
+                said.cached_tokens,
+                written_tokens=said.written_tokens,
+                long_written_tokens=said.long_written_tokens,
+                model=self.model,
+            )
         return prompt_tokens or reserved.prompt_tokens, completion_tokens
 
     def _row(self, prompt_tokens: int, completion_tokens: int) -> AuditRow:

@@ -278,7 +278,8 @@ class KeyDefaults(_Strict, frozen=True, kw_only=True):
 class Model(_Strict, frozen=True, kw_only=True):
     """What is known of the models whose whole name matches the glob `name`; prices are list prices on the day `as_of`.
 
-    `hidden_output`: output is billed that is not delivered.
+    `hidden_output`: output is billed that is not delivered. `token_factor` is how many tokens it has for one that is
+    counted here. `covers` are names of tiers and of tools of the provider's for which these prices hold as well.
     """
 
     name: Annotated[str, Meta(min_length=1)]
@@ -288,7 +289,10 @@ class Model(_Strict, frozen=True, kw_only=True):
     input_usd_per_mtok: Price | None = None
     output_usd_per_mtok: Price | None = None
     cached_input_usd_per_mtok: Price | None = None
+    cache_write_usd_per_mtok: Price | None = None
     hidden_output: bool = False
+    token_factor: Annotated[float, Meta(ge=0.1, le=10)] = 1.0
+    covers: tuple[str, ...] = ()
 
 
 class Tenancy(_Strict, frozen=True, kw_only=True):

@@ -158,7 +158,15 @@ class Reading(RequestTexts):
             what = "file_id" if name == "file_id" else kind
             if name == "file_id":
                 self.refer(item, place)
-            self.attachment(string(item, place), place, what, message, base64=name == "file_data")
+            self.attachment(
+                string(item, place),
+                place,
+                what,
+                message,
+                base64=name == "file_data",
+                part=kind,
+                detail=value.get("detail"),
+            )
 
     def _tool_calls(self, calls: Any, path: Path, message: int) -> None:
         if not isinstance(calls, list):
@@ -175,7 +183,7 @@ class Reading(RequestTexts):
                 elif isinstance(value, str) and not is_identifier(value):
                     self.text(value, place, "document", message)
                 elif isinstance(value, (dict, list)):
-                    self.add(segments_of(value, place, "document", message))
+                    self.shaped(value, place, "document", message)
 
     def _function(self, function: Any, path: Path, message: int) -> None:
         if not isinstance(function, dict):
@@ -209,7 +217,9 @@ class Reading(RequestTexts):
             role: Role = "tool" if name in _TOOL_FIELDS else "document"
             found = list(segments_of(value, (name,), role))
             if not all(word in _QUIET for s in found for word in s.text.split("\n")):
+                first = len(self.segments)
                 self.add(found)
+                self.count_as_written(first, value)
 
     def _tools(self, tools: list[Any], field: str) -> None:
         for index, tool in enumerate(tools):
@@ -221,7 +231,7 @@ class Reading(RequestTexts):
                     raise malformed(pointer(field, index, "function"), "a function definition")
                 string(function.get("name"), (field, index, "function", "name"))
             self.named(tool, (field, index))
-            self.add(segments_of(tool, (field, index), "tool"))
+            self.shaped(tool, (field, index), "tool")
 
     def _other(self, name: str, value: Any, path: Path, message: int, role: Role = "document") -> None:
         """A member that is not known here: its name is text as well, whatever it holds."""

@@ -70,6 +70,7 @@ def parse_request(body: bytes, server: Server, decode: Decode) -> Call:
         choices=choices,
         token_ids=reading.token_ids,
         names=names_of(request),
+        demand=reading.demand(request, body),
         repeats_prompt=request.get("echo") is True,
         unknown_fields=recorded(request.keys() - _FIELDS.known),
         sampling=sampling_of(request),

@@ -127,7 +127,9 @@ class Reading(RequestTexts):
             case "thinking", "thinking":
                 self.text(string(value, place), place, "tool", message)
             case ("thinking", "signature") | ("redacted_thinking", "data"):
-                if not _is_sealed(string(value, place)):
+                if _is_sealed(string(value, place)):
+                    self.sealed(value)
+                else:
                     self.text(value, place, "document", message)
             case (("image" | "document"), "source"):
                 with self.foreign():
@@ -142,13 +144,13 @@ class Reading(RequestTexts):
             case (("tool_use" | "server_tool_use" | "mcp_tool_use"), "input"):
                 if not isinstance(value, dict):
                     raise malformed(pointer(*place), "an object")
-                self.add(segments_of(value, place, "tool", message))
+                self.shaped(value, place, "tool", message)
             case (("tool_result" | "mcp_tool_result"), "content"):
                 with self.foreign():
                     self._content(value, place, "tool", message)
             case _, "content" if kind.endswith("_tool_result"):
                 with self.foreign():
-                    self.add(segments_of(self._readable(value, place), place, "tool", message))
+                    self.shaped(self._readable(value, place), place, "tool", message)
             case "container_upload", "file_id":
                 self.refer(string(value, place), place)
                 self.attachment(value, place, "file_id", message)
@@ -179,7 +181,7 @@ class Reading(RequestTexts):
                 what = "file_id" if name == "file_id" else kind
                 if name == "file_id":
                     self.refer(value, place)
-                self.attachment(string(value, place), place, what, message, base64=name == "data")
+                self.attachment(string(value, place), place, what, message, base64=name == "data", part=kind)
             elif name != "media_type" or not isinstance(value, str) or value not in _MEDIA:
                 self._other(name, value, path, message)
 
@@ -197,13 +199,13 @@ class Reading(RequestTexts):
                     if tool.get("name") is not None:
                         string(tool["name"], (name, index, "name"))
                     self.named(tool, (name, index))
-                    self.add(segments_of(tool, (name, index), "tool"))
+                    self.shaped(tool, (name, index), "tool")
             elif name == "mcp_servers":
                 self._servers(value)
             elif name == "stop_sequences":
                 for index, text in enumerate(value):
                     string(text, (name, index))
-                self.add(segments_of(value, (name,), "document"))
+                self.shaped(value, (name,), "document")
             else:
                 if name == "container":  # by its id, alone or beside what is loaded into it
                     path: Path = (name, "id") if isinstance(value, dict) else (name,)
@@ -216,13 +218,15 @@ class Reading(RequestTexts):
             place: Path = ("mcp_servers", index)
             if not isinstance(server, dict):
                 raise malformed(pointer(*place), "an object")
-            self.add(segments_of(server, place, "tool"))
+            self.shaped(server, place, "tool")
             self.unscannable.append(Unscannable(pointer(*place), "mcp_server"))
 
     def _unless_quiet(self, value: Any, path: Path, role: Role, message: int = -1) -> None:
         found = list(segments_of(value, path, role, message))
         if not all(word in _QUIET for segment in found for word in segment.text.split("\n")):
+            first = len(self.segments)
             self.add(found)
+            self.count_as_written(first, value)
 
     def _other(self, name: str, value: Any, path: Path, message: int) -> None:
         """A member of any shape; its name is text as well, unless the protocol has it."""
@@ -242,6 +246,7 @@ class Reading(RequestTexts):
         for name, item in value.items():
             if name in _SEALED_MEMBERS and isinstance(item, str) and _is_sealed(item):
                 read[name] = None
+                self.sealed(item)
                 if name == "data":
                     self.unscannable.append(Unscannable(place_of((*path, name)), "data"))
             else:

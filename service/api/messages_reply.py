@@ -185,14 +185,19 @@ class MessagesStream(EventReader):
         return index
 
     def _usage_of(self, document: dict[str, Any], kind: str) -> Usage | None:
-        """Known once the message's last counts have come: they overwrite those that it began with."""
+        """What is read is said when the message begins, and what is written when it ends: those counts overwrite the
+        first. A caller who leaves in between has had the prompt read.
+        """
         source = document.get("message") if kind == "message_start" else document
         usage = source.get("usage") if isinstance(source, dict) else None
         if kind not in {"message_start", "message_delta"} or not isinstance(usage, dict):
             return None
         self._usage |= {name: count for name, count in usage.items() if count is not None}
+        if kind == "message_delta":
+            return usage_of(self._usage) if usage.get("output_tokens") is not None else None
         # The output that a message begins with is none of what it will have said.
-        return usage_of(self._usage) if kind == "message_delta" and usage.get("output_tokens") is not None else None
+        begun = usage_of(self._usage | {"output_tokens": 0})
+        return replace(begun, partial=True) if begun is not None and begun.prompt_tokens else None
 
 
 def _kind(document: dict[str, Any], name: str) -> str:

@@ -72,7 +72,11 @@ def usage_of(usage: dict[str, Any]) -> Usage | None:
     output: Any = usage.get("output_tokens")
     if "input_tokens" not in usage or any(type(count) is not int or count < 0 for count in (*counts, output)):
         return None
-    return Usage(sum(counts), output, usage.get("cache_read_input_tokens") or 0)
+    written, read = counts[1], counts[2]
+    details = usage.get("cache_creation")
+    long: Any = details.get("ephemeral_1h_input_tokens") if isinstance(details, dict) else 0
+    long = min(long, written) if type(long) is int and long > 0 else 0
+    return Usage(sum(counts), output, read, written - long, long)
 
 
 def issued_in(document: dict[str, Any]) -> tuple[str, ...]:

@@ -13,16 +13,29 @@ import msgspec
 
 from service.api import strict_json
 from service.api.asgi import malformed
+from service.api.picture_size import size_of
+from service.api.priced_apart import caching_of, fees_of, reads_more, tools_of
 from service.api.strict_json import pointer
 from service.api.texts import Path, is_opaque, place_of, segments_of, text_of_base64, text_of_data_url
 from service.errors import PayloadTooLarge
 from service.firewall.prompt import FOREIGN, Role, Segment, Unscannable
 from service.interfaces import Reference
+from service.tenancy.demand import Demand, Detail, Picture
 
 MAX_TEXTS = 32_768
 """Each is judged by itself. More could not be within any deadline, and only to count them takes long."""
 MAX_REFERENCES = 2_048
 """Each is looked up in the database."""
+
+CHARS_PER_SOUND_TOKEN = 100
+"""Of base64. Ten tokens a second, and no codec makes less than a kilobyte of that: others make ten times as much."""
+CHARS_PER_FILE_TOKEN = 4
+LEAST_FILE_TOKENS = 3_000
+"""Of one page, which is read as text and as a picture; compressed text has some four letters of base64 to a token."""
+CHARS_PER_SEALED_TOKEN = 4
+_PICTURES = frozenset({"image_url", "image", "input_image", "computer_screenshot"})
+_SOUND = "input_audio"
+_DETAILS: dict[str, Detail] = {"low": "low", "original": "original"}
 
 _PDF = "%PDF-"
 """A PDF may be plain ASCII and still write its words in a code of its own."""
@@ -49,6 +62,10 @@ class RequestTexts:
         self.unscannable: list[Unscannable] = []
         self.references: list[Reference] = []
         self.further_models: list[tuple[str, str]] = []
+        self._written: list[tuple[int, int, str]] = []
+        self._pictures: list[Picture] = []
+        self._tokens = 0
+        self._unknown = False
 
     def add(self, found: Iterable[Segment]) -> None:
         """Keep segments. Raises PayloadTooLarge over MAX_TEXTS."""
@@ -78,18 +95,65 @@ class RequestTexts:
         """A member of any shape. Where the protocol does not know it, its name is the caller's text as well."""
         if not known:
             self.named({name: value}, path, tool=not path)
+        first = len(self.segments)
         self.add(segments_of(value, (*path, name), role, message, name="" if known else name))
+        if value is not None and not isinstance(value, str):
+            self.count_as_written(first, {name: value})
 
-    def refer(self, value: Any, path: Path, *, outside: bool = True) -> None:
+    def shaped(self, value: Any, path: Path, role: Role, message: int = -1) -> None:
+        """A value of any shape, as a tool's schema or arguments."""
+        first = len(self.segments)
+        self.add(segments_of(value, path, role, message))
+        self.count_as_written(first, value)
+
+    def count_as_written(self, first: int, value: Any) -> None:
+        """The segments from number `first` on hold the strings of this value. A model reads it as it is written, with
+        its numbers and all its marks: so are its tokens counted.
+        """
+        if not isinstance(value, str):
+            self._written.append((first, len(self.segments), json.dumps(value, ensure_ascii=False)))
+
+    def counted_texts(self) -> tuple[str, ...]:
+        """What the tokens of the texts are counted by."""
+        counted: list[str] = []
+        done = 0
+        for first, end, written in self._written:
+            counted += [segment.text for segment in self.segments[done:first]]
+            counted.append(written)
+            done = end
+        return (*counted, *(segment.text for segment in self.segments[done:]))
+
+    def demand(self, request: Mapping[str, Any], body: bytes) -> Demand:
+        """What the request costs beside its texts, after all of it has been read."""
+        tools, defined_tools = tools_of(request)
+        return Demand(
+            pictures=tuple(self._pictures),
+            tokens=self._tokens,
+            unknown=self._unknown or reads_more(request),
+            fees=fees_of(request),
+            caching=caching_of(request, body),
+            tools=tools,
+            defined_tools=defined_tools,
+        )
+
+    def sealed(self, text: str) -> None:
+        """What only the provider can open. What it holds is read by the model, and billed."""
+        self._tokens += -(len(text) // -CHARS_PER_SEALED_TOKEN)
+
+    def reads_what_is_kept(self) -> None:
+        """The provider puts something in the place of a name or an address; nobody here knows how much."""
+        self._unknown = True
+
+    def refer(self, value: Any, path: Path, *, outside: bool = True, read: bool = False) -> None:
         """Keep an id, or a list of them, of what a provider keeps (`Reference`). Raises PayloadTooLarge."""
         if isinstance(value, list):
             for index, item in enumerate(value):
                 if isinstance(item, str):
-                    self.refer(item, (*path, index), outside=outside)
+                    self.refer(item, (*path, index), outside=outside, read=read)
         elif isinstance(value, str) and value:
             if len(self.references) == MAX_REFERENCES:
                 raise PayloadTooLarge(f"The body refers to more than {MAX_REFERENCES} files and other kept things.")
-            self.references.append(Reference(value, place_of(path), outside))
+            self.references.append(Reference(value, place_of(path), outside, read))
 
     def named(self, value: Any, path: Path, *, tool: bool = True) -> None:
         """What a definition of any shape names of what is not in the request: ids of files and stores and, where it is
@@ -138,8 +202,21 @@ class RequestTexts:
         texts = "\n".join(s.text for s in segments_of(value, (), "tool"))
         self.text(strict_json.whole(texts).replace("\x00", ""), path, "tool", message)
 
-    def attachment(self, value: str, path: Path, kind: str, message: int, *, base64: bool = False) -> None:
-        """An address, a `data:` URL or a file's bytes (`base64`: bare): text where it is text, else unscannable."""
+    def attachment(
+        self,
+        value: str,
+        path: Path,
+        kind: str,
+        message: int,
+        *,
+        base64: bool = False,
+        part: str = "",
+        detail: Any = None,
+    ) -> None:
+        """An address, a `data:` URL or a file's bytes (`base64`: bare): text where it is text, else unscannable.
+
+        `part` is the type of the part that it belongs to, where `kind` does not say it; `detail` a picture's.
+        """
         text = text_of_data_url(value)
         if text is None and base64:
             text = text_of_base64(value)
@@ -147,8 +224,23 @@ class RequestTexts:
             text = value
         if text is not None:
             self.text(text.replace("\x00", ""), path, "document", message)
-        if text is None or text.lstrip().startswith(_PDF):
+        unread = text is None or text.lstrip().startswith(_PDF)
+        if unread:
             self.unscannable.append(Unscannable(pointer(*path), kind))
+        if (part or kind) in _PICTURES:
+            asked = _DETAILS.get(detail, "high") if isinstance(detail, str) else "high"
+            self._pictures.append(Picture(*(size_of(value) or (0, 0)), asked))
+        elif unread:
+            self._file(value, part or kind, held=base64 or kind == _SOUND or value[:5].lower() == "data:")
+
+    def _file(self, value: str, part: str, *, held: bool) -> None:
+        """Sound or a document, of which only the length is known, where its bytes are `held` here at all."""
+        if not held:
+            self.reads_what_is_kept()
+        elif part == _SOUND:
+            self._tokens += -(len(value) // -CHARS_PER_SOUND_TOKEN)
+        else:
+            self._tokens += max(LEAST_FILE_TOKENS, -(len(value) // -CHARS_PER_FILE_TOKEN))
 
 
 def message_list(messages: Any, max_messages: int) -> list[Any]:

@@ -35,6 +35,8 @@ def parse_request(body: bytes, server: Server) -> Call:
         stream=bool(request.get("stream")),
         body=body,
         prompt=Prompt(model, tuple(reading.segments), tuple(reading.unscannable)),
+        counted_texts=reading.counted_texts(),
+        demand=reading.demand(request, body),
         system_texts=reading.texts_of("system"),
         user_texts=reading.texts_of("user"),
         tools=response_tools(request),

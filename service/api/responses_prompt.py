@@ -104,7 +104,7 @@ class Reading(RequestTexts):
             self.text(instructions, ("instructions",), "system")
         self._input(request.get("input"), max_items)
         if previous := request.get("previous_response_id"):
-            self.refer(previous, ("previous_response_id",), outside=False)
+            self.refer(previous, ("previous_response_id",), outside=False, read=True)
         self._conversation(request.get("conversation"))
         self._template(request.get("prompt"))
         for name, value in request.items():
@@ -147,7 +147,7 @@ class Reading(RequestTexts):
             role = self._role(item, path, index)
         elif kind == "item_reference" or (kind == "reasoning" and not item.get("encrypted_content") and item.get("id")):
             # What the provider keeps under this id is put in its place.
-            self.refer(string(item.get("id"), (*path, "id")), (*path, "id"), outside=False)
+            self.refer(string(item.get("id"), (*path, "id")), (*path, "id"), outside=False, read=True)
         for name, value in item.items():
             if name == "type" or (kind == "message" and name == "role"):
                 continue
@@ -186,9 +186,9 @@ class Reading(RequestTexts):
             self._parts(value, place, role, index)
         elif name in {"environment", "caller"}:
             self.named(value, place)
-            self.add(segments_of(value, place, role, index))
+            self.shaped(value, place, role, index)
         else:
-            self.add(segments_of(value, place, "document" if name == "results" else role, index))
+            self.shaped(value, place, "document" if name == "results" else role, index)
 
     def _string(self, name: str, value: str, place: Path, index: int, role: Role) -> None:
         if name in _IDS:
@@ -199,6 +199,8 @@ class Reading(RequestTexts):
             # The provider's own, sealed by it. Only it can read that; what anybody can read is judged.
             if (text := text_of_base64(value)) is not None or not _SEALED.fullmatch(value):
                 self.text(value if text is None else text.replace("\x00", ""), place, "document", index)
+            else:
+                self.sealed(value)
         elif value not in _QUIET:
             self.text(value, place, role, index)
             if name in {"arguments", "output"} and "\\" in value:
@@ -235,7 +237,7 @@ class Reading(RequestTexts):
         kind = part.get("type")
         if kind is None:  # such as the chunks of a shell's output
             self.named(part, path, tool=False)
-            self.add(segments_of(part, path, role, index))
+            self.shaped(part, path, role, index)
             return
         if not isinstance(kind, str):
             raise malformed(pointer(*path, "type"), "the type of a content part")
@@ -254,14 +256,22 @@ class Reading(RequestTexts):
                 if name == "file_id":
                     self.refer(value, place)
                 with self.foreign():
-                    self.attachment(string(value, place), place, what, index, base64=name == "file_data")
+                    self.attachment(
+                        string(value, place),
+                        place,
+                        what,
+                        index,
+                        base64=name == "file_data",
+                        part=kind,
+                        detail=part.get("detail"),
+                    )
             elif name == "input_audio" and name in wanted:
                 self._audio(value, place, index)
             elif name in wanted:
                 self.text(string(value, place), place, role, index)
             elif name in _PART_MEMBERS:
                 if not isinstance(value, str) or value not in {"auto", "low", "high", "original"}:
-                    self.add(segments_of(value, place, "document", index))
+                    self.shaped(value, place, "document", index)
             else:
                 self.unknown.add(f"input.{name}")
                 self.member(name, value, path, index)
@@ -286,7 +296,7 @@ class Reading(RequestTexts):
                 if name != "id":
                     self.member(name, item, place)
             value, place = value.get("id"), ("conversation", "id")
-        self.refer(string(value, place), place, outside=False)
+        self.refer(string(value, place), place, outside=False, read=True)
 
     def _template(self, value: Any) -> None:
         """A template that the operator keeps at the provider; what it says is not known here, its variables are."""
@@ -294,6 +304,7 @@ class Reading(RequestTexts):
             return
         self._identifier(string(value.get("id"), ("prompt", "id")), ("prompt", "id"), -1)
         self.unscannable.append(Unscannable("/prompt/id", "prompt"))
+        self.reads_what_is_kept()
         for name, item in value.items():
             if name == "variables" and isinstance(item, dict):
                 for key, variable in item.items():
@@ -315,11 +326,13 @@ class Reading(RequestTexts):
                 if tool.get("type") in ("function", "custom"):  # it may be of any type
                     string(tool.get("name"), (name, index, "name"))
                 self.named(tool, (name, index))
-                self.add(segments_of(tool, (name, index), "tool"))
+                self.shaped(tool, (name, index), "tool")
             return
         found = list(segments_of(value, (name,), "tool" if name in _TOOL_FIELDS else "document"))
         if not all(word in _QUIET for s in found for word in s.text.split("\n")):
+            first = len(self.segments)
             self.add(found)
+            self.count_as_written(first, value)
 
 
 def echoes_of(request: dict[str, Any]) -> frozenset[str]:

@@ -13,7 +13,7 @@ from sqlalchemy.schema import CreateIndex, CreateTable
 
 from service.errors import ConfigError
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 FIRST_ON_SERVER = 4
 """The first version that could be kept on a server."""
 MAKING, PROTECTING = 7_311_001, 7_311_002
@@ -88,6 +88,7 @@ ISSUED = sa.Table(
     sa.Column("tenant", _TEXT, nullable=False, index=True),
     sa.Column("provider", _TEXT, nullable=False),
     sa.Column("issued_at", sa.Double, nullable=False),
+    sa.Column("tokens", _NUMBER),
 )
 
 TENANTS = sa.Table(
@@ -137,6 +138,12 @@ _STEPS: dict[int, tuple[Step, ...]] = {
         "root TEXT NOT NULL, created_at DOUBLE NOT NULL, removed_at DOUBLE, change INTEGER NOT NULL)",
         "CREATE INDEX IF NOT EXISTS ix_protected_texts_tenant ON protected_texts (tenant)",
         "CREATE INDEX IF NOT EXISTS ix_protected_texts_change ON protected_texts (change)",
+    ),
+    4: (
+        (
+            "ALTER TABLE issued_ids ADD COLUMN tokens INTEGER",
+            "ALTER TABLE issued_ids ADD COLUMN tokens BIGINT",
+        ),
     ),
 }
 """By the version that they start from. Where the two databases need other words: (SQLite's, PostgreSQL's)."""

@@ -39,17 +39,22 @@ class Store(KeyTable, TenantTable, ProtectedTable, UsageReport, PaceReport):
             row = found.mappings().one_or_none()
         return _audit_row(row) if row else None
 
-    async def add_issued(self, tenant: str, provider: str, digests: Sequence[str], at: float) -> None:
-        """Keep ids that a provider issued to a tenant, by their hashes; durable on return."""
-        row = {"tenant": tenant, "provider": provider, "issued_at": at}
+    async def add_issued(
+        self, tenant: str, provider: str, digests: Sequence[str], at: float, tokens: int | None = None
+    ) -> None:
+        """Keep ids that a provider issued to a tenant, by their hashes, and the tokens of the call that made them;
+        durable on return.
+        """
+        row = {"tenant": tenant, "provider": provider, "issued_at": at, "tokens": tokens}
         async with self.begin() as connection:
             await connection.execute(self._insert_issued(), [row | {"digest": digest} for digest in digests])
 
-    async def find_issued(self, digest: str) -> str | None:
-        """The provider that issued the id with this hash."""
+    async def find_issued(self, digest: str) -> tuple[str, int | None] | None:
+        """The provider that issued the id with this hash, and the tokens of the call that made it."""
         async with self.read() as connection:
-            found = await connection.execute(sa.select(ISSUED.c.provider).where(ISSUED.c.digest == digest))
-            return found.scalar_one_or_none()
+            query = sa.select(ISSUED.c.provider, ISSUED.c.tokens).where(ISSUED.c.digest == digest)
+            row = (await connection.execute(query)).one_or_none()
+        return (row.provider, row.tokens) if row else None
 
     async def forget_issued(self, tenant: str, keep: int) -> None:
         """Delete all but a tenant's newest ids."""
@@ -63,7 +68,7 @@ class Store(KeyTable, TenantTable, ProtectedTable, UsageReport, PaceReport):
         if not self.on_server:
             return ISSUED.insert().prefix_with("OR REPLACE")
         insert = postgresql.insert(ISSUED)
-        again = {name: insert.excluded[name] for name in ("id", "tenant", "provider", "issued_at")}
+        again = {name: insert.excluded[name] for name in ("id", "tenant", "provider", "issued_at", "tokens")}
         return insert.on_conflict_do_update(index_elements=["digest"], set_=again)
 
 

@@ -1,8 +1,9 @@
 """Which ids of kept things were issued to which tenant: nobody reads, goes on from or deletes what is another's.
 
 All tenants share the provider's account, so the provider cannot tell them apart. What is kept durably of an id is a
-keyed hash of tenant and id, with the provider's name. The system texts under which it was made are kept in memory only,
-so that a later turn and a later look at the reply are still compared with them; a restart forgets these.
+keyed hash of tenant and id, with the provider's name and how many tokens the call had that made it. The system texts
+under which it was made are kept in memory only, so that a later turn and a later look at the reply are still compared
+with them; a restart forgets these.
 """
 
 from __future__ import annotations
@@ -27,20 +28,27 @@ _log = structlog.get_logger("gateway")
 
 
 class Origin(msgspec.Struct, frozen=True):
-    """Of something that a provider keeps: who made it, and the system texts it was made under, while they are known."""
+    """Of something that a provider keeps: who made it, and the system texts it was made under, while they are known.
+
+    `tokens` are those of the call that made it, prompt and reply, None where they are not known: whoever goes on from
+    it has them read again.
+    """
 
     provider: str
     system_texts: tuple[str, ...] = ()
+    tokens: int | None = None
 
 
 class IssuedStore(Protocol):
     """Where ids are kept. All raise StorageFailed."""
 
-    async def add_issued(self, tenant: str, provider: str, digests: Sequence[str], at: float) -> None:
+    async def add_issued(
+        self, tenant: str, provider: str, digests: Sequence[str], at: float, tokens: int | None = None
+    ) -> None:
         """Durable on return."""
 
-    async def find_issued(self, digest: str) -> str | None:
-        """The provider's name."""
+    async def find_issued(self, digest: str) -> tuple[str, int | None] | None:
+        """The provider's name, and the tokens."""
 
     async def forget_issued(self, tenant: str, keep: int) -> None:
         """Delete all but the newest of a tenant."""
@@ -84,7 +92,7 @@ class IssuedIds:
         added = self._added.get(tenant, -1) + 1
         self._added[tenant] = added
         try:
-            await self._store.add_issued(tenant, origin.provider, digests, self._clock())
+            await self._store.add_issued(tenant, origin.provider, digests, self._clock(), origin.tokens)
             if added % _TRIM_EVERY == 0:
                 await self._store.forget_issued(tenant, self._max_per_tenant)
         except StorageFailed:
@@ -95,10 +103,11 @@ class IssuedIds:
     async def find(self, tenant: str, issued_id: str) -> Origin | None:
         """None where it was not issued to this tenant, or is older than what is kept. Raises StorageFailed."""
         digest = self._of(tenant, issued_id)
-        provider = await self._store.find_issued(digest)
-        if provider is None:
+        found = await self._store.find_issued(digest)
+        if found is None:
             return None
-        return Origin(provider, self._texts.get(self._texts_of.get(digest, ""), ()))
+        provider, tokens = found
+        return Origin(provider, self._texts.get(self._texts_of.get(digest, ""), ()), tokens)
 
     async def is_anyone_s(self, issued_id: str) -> bool:
         """Whether it is known to have been issued to some tenant; False without `everyones`. Raises StorageFailed."""

@@ -32,6 +32,7 @@ CONNECTIONS = 4
 TOGETHER = 64
 """Steps that go over a connection at once: the server runs them in less than a few milliseconds."""
 _RENEWED_AT_ONCE = 1_000
+_MAX_UNSURE = 10_000
 _SCRIPTS = Path(__file__).with_name("lua")
 
 _SHARED = (_SCRIPTS / "window.lua").read_text(encoding="utf-8")
@@ -41,6 +42,10 @@ _TEXTS = {
 _HASHES = {name: hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest() for name, text in _TEXTS.items()}
 
 _log = structlog.get_logger("counters")
+
+
+class _Unanswered(CountersFailed):
+    """It was sent, and may have been done."""
 
 
 class _Step(msgspec.Struct, frozen=True, eq=False):
@@ -82,6 +87,7 @@ class ValkeyCounters:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._waiting: deque[_Step] = deque()
         self._senders = 0
+        self._unsure: dict[str, str] = {}
 
     async def reserve(self, reservation_id: str, tenant: str, scopes: Sequence[Scope], amount: Amount) -> Outcome:
         """See `counters.Counters`."""
@@ -95,6 +101,9 @@ class ValkeyCounters:
         except asyncio.CancelledError:
             # It may be made all the same: nobody would settle it, and its lease would have to run out.
             self._start(self._undo(asked, reservation_id, tenant))
+            raise
+        except _Unanswered:
+            self._doubt(reservation_id, tenant)
             raise
         if answer[0] < 0:
             raise ValueError("a reservation is made once")
@@ -150,8 +159,27 @@ class ValkeyCounters:
 
     async def _undo(self, asked: asyncio.Task[Any], reservation_id: str, tenant: str) -> None:
         await asyncio.wait({asked})
-        if not asked.cancelled() and asked.exception() is None and asked.result()[0] == 1:
+        if asked.cancelled():
+            return
+        if isinstance(asked.exception(), _Unanswered):
+            self._doubt(reservation_id, tenant)
+        elif asked.exception() is None and asked.result()[0] == 1:
             await self.settle(reservation_id, tenant, Amount(0))
+
+    def _doubt(self, reservation_id: str, tenant: str) -> None:
+        """The server may have made this reservation, whose caller is refused: undo it once there are answers again."""
+        self._unsure[reservation_id] = tenant
+        while len(self._unsure) > _MAX_UNSURE:
+            self._unsure.pop(next(iter(self._unsure)))
+
+    async def _undo_unsure(self) -> None:
+        while self._unsure:
+            reservation_id, tenant = self._unsure.popitem()
+            try:
+                await self.settle(reservation_id, tenant, Amount(0))
+            except CountersFailed:
+                self._doubt(reservation_id, tenant)
+                return
 
     async def _run(self, script: str, keys: list[str], arguments: list[Any]) -> Any:
         return await self._ask("EVALSHA", _HASHES[script], len(keys), *keys, *arguments)
@@ -183,10 +211,14 @@ class ValkeyCounters:
                     elif not step.answer.done():
                         self._failed_until = 0.0
                         step.answer.set_result(answer)
+                if self._unsure and not self._failed_until:
+                    # Behind what was sent before them, which the server reads first.
+                    self._start(self._undo_unsure())
         except Exception as error:  # whatever it is: somebody waits for every one of these
-            steps += self._waiting
+            self._failed(error, steps, _Unanswered)
+            waiting = list(self._waiting)
             self._waiting.clear()
-            self._failed(error, steps)
+            self._failed(error, waiting)
         finally:
             self._senders -= 1
 
@@ -209,12 +241,12 @@ class ValkeyCounters:
         answers: list[Any] = await pipe.execute(raise_on_error=False)
         return answers
 
-    def _failed(self, error: Exception, steps: Sequence[_Step]) -> None:
+    def _failed(self, error: Exception, steps: Sequence[_Step], kind: type[CountersFailed] = CountersFailed) -> None:
         self._failed_until = monotonic() + self._pause_s
         _log.error("counters failed", error=type(error).__name__)
         for step in steps:
             if not step.answer.done():
-                step.answer.set_exception(CountersFailed("The counters do not answer."))
+                step.answer.set_exception(kind("The counters do not answer."))
 
 
 def _scope_name(scope: Scope) -> str:

@@ -47,6 +47,11 @@ class Route:
         """Of the provider that is asked first."""
         return self.targets[0].name
 
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The names by which they know the model."""
+        return tuple(dict.fromkeys(target.model for target in self.targets if target.model))
+
     def only(self, name: str) -> Route | None:
         """With no other provider than this one; None where it is not among them."""
         kept = [target for target in self.targets if target.name == name][:1]

@@ -71,13 +71,13 @@ class Tenancy:
     async def reserve(self, *_: Any, **__: Any) -> Held:
         return self.held
 
-    async def count(self, model: str, texts: Sequence[str]) -> int:
+    async def count(self, model: str, texts: Sequence[str], **_: Any) -> int:
         return sum(len(text.split()) for text in texts)
 
     def decode(self, model: str, ids: Sequence[int]) -> None:
         return None
 
-    async def settle(self, reservation: Any, prompt_tokens: int, completion_tokens: int, _: int = 0) -> None:
+    async def settle(self, reservation: Any, prompt_tokens: int, completion_tokens: int, *_: Any, **__: Any) -> None:
         self.settled.append((prompt_tokens, completion_tokens))
 
 
@@ -180,12 +180,14 @@ class Ids:
     """Keeps issued ids in memory (`tenancy.issued.IssuedStore`)."""
 
     def __init__(self) -> None:
-        self.providers: dict[str, str] = {}
+        self.providers: dict[str, tuple[str, int | None]] = {}
 
-    async def add_issued(self, tenant: str, provider: str, digests: Sequence[str], at: float) -> None:
-        self.providers.update(dict.fromkeys(digests, provider))
+    async def add_issued(
+        self, tenant: str, provider: str, digests: Sequence[str], at: float, tokens: int | None = None
+    ) -> None:
+        self.providers.update(dict.fromkeys(digests, (provider, tokens)))
 
-    async def find_issued(self, digest: str) -> str | None:
+    async def find_issued(self, digest: str) -> tuple[str, int | None] | None:
         return self.providers.get(digest)
 
     async def forget_issued(self, tenant: str, keep: int) -> None:

@@ -100,6 +100,52 @@ def test_a_spent_budget_says_which_limit_of_whom_and_for_how_long(serve: Serve) 
     assert headers["x-ratelimit-limit-requests"] == "100"
 
 
+def post(url: str, path: str, body: dict[str, Any]) -> tuple[int, Any, Any]:
+    """Status, body, headers."""
+    request = urllib.request.Request(
+        f"{url}/v1/{path}", json.dumps(body).encode(), {"content-type": "application/json"}
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return answer.status, json.load(answer), answer.headers
+    except urllib.error.HTTPError as error:
+        return error.code, json.load(error), error.headers
+
+
+def test_a_tier_and_a_tool_without_a_price_are_refused_by_their_place_where_there_is_a_budget(serve: Serve) -> None:
+    url = serve("[limits]\nbudget_usd_per_day = 1.0\n")
+    chat = {"model": "sandbox-echo", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 5}
+    status, body, _ = post(url, "chat/completions", {**chat, "service_tier": "priority"})
+    assert (status, body["error"]["code"], body["error"]["param"]) == (403, "permission_denied", "/service_tier")
+    response = {"model": "sandbox-echo", "input": "hello", "max_output_tokens": 5}
+    status, body, _ = post(url, "responses", {**response, "tools": [{"type": "web_search"}]})
+    assert (status, body["error"]["param"]) == (403, "/tools/0")
+    assert post(url, "chat/completions", {**chat, "service_tier": "default"})[0] == 200
+
+
+def test_an_alias_has_the_prices_of_those_whom_its_route_asks(serve: Serve) -> None:
+    """Its own name has none: what a target costs is set aside, and refused where that is not known either."""
+    route = '[[routes]]\nmodel = "{}"\ntargets = [{{ provider = "sandbox", model = "{}" }}]\n'
+    routes = route.format("known", "sandbox-echo") + route.format("unknown", "sandbox-leaky")
+    url = serve(f'{routes}[[tenants]]\nname = "default"\n[tenants.limits]\nbudget_usd_per_day = 0.0004\n')
+    statuses = [ask(url, "known")[0] for _ in range(50)]
+    assert statuses[0] == 200 and statuses[-1] == 429
+    status, body, _ = ask(url, "unknown")
+    assert (status, body["error"]["param"]) == (403, "/model")
+
+
+def test_the_turns_that_a_response_goes_on_from_are_set_aside_again(serve: Serve) -> None:
+    """What the provider keeps is read, and billed, with every turn, and the caller does not send it."""
+    url = serve("[limits]\ntokens_per_minute = 2000\n")
+    asked = {"model": "sandbox-words-3", "input": "word " * 100, "max_output_tokens": 10}
+    _, first, headers = post(url, "responses", asked)
+    usage = first["usage"]["input_tokens"] + first["usage"]["output_tokens"]
+    alone = 2_000 - int(headers["x-ratelimit-remaining-tokens"])
+    status, body, headers = post(url, "responses", {**asked, "previous_response_id": first["id"]})
+    assert status == 200, body
+    assert 2_000 - int(headers["x-ratelimit-remaining-tokens"]) == usage + alone + usage
+
+
 def test_keys_have_limits_of_their_own(serve: Serve, tmp_path: Path) -> None:
     url = serve('[auth]\nmode = "keys"\n[keys.limits]\nrequests_per_minute = 2\n')
 

@@ -71,6 +71,21 @@ async def test_a_stream_arrives_byte_for_byte_and_its_usage_is_settled(
     assert world.tenancy.settled == [(3, 4)]
 
 
+async def test_a_stream_that_breaks_off_is_settled_to_the_prompt_that_its_beginning_reports(
+    world: World, client: aiohttp.ClientSession
+) -> None:
+    """Whoever leaves early has had the whole prompt read, as the provider counts it."""
+    usage = {"input_tokens": 30, "output_tokens": 1}
+    begun = event("message_start", message={**MESSAGE, "usage": usage})
+    rest = stream_of("hello ", "there")[:-2]
+    world.upstream.pieces = [begun + rest[0][rest[0].index(b"event: content_block_start") :], *rest[1:]]
+    async with post(client, body("claude-pieces", stream=True)) as answer:
+        assert b"message_stop" not in await answer.read()
+    world.row()
+    ((prompt, completion),) = world.tenancy.settled
+    assert (prompt, completion >= 2) == (30, True)
+
+
 async def test_a_secret_after_the_first_byte_ends_the_stream_with_an_error_event(
     world: World, client: aiohttp.ClientSession
 ) -> None:

@@ -38,6 +38,13 @@ async def test_an_id_is_found_by_its_tenant_alone_also_after_a_restart(store: St
     assert await ids(store).find("acme", "msg_1") == Origin("up")
 
 
+async def test_the_tokens_of_the_call_that_made_an_id_are_known_after_a_restart(store: Store) -> None:
+    await ids(store).record("acme", ["resp_1"], Origin("up"))
+    assert await ids(store).find("acme", "resp_1") == Origin("up", tokens=None)
+    await ids(store).record("acme", ["resp_1"], Origin("up", tokens=1_234))
+    assert await ids(store).find("acme", "resp_1") == Origin("up", tokens=1_234)
+
+
 async def test_no_id_and_no_text_is_kept_in_the_database(store: Store) -> None:
     await ids(store).record("acme", ["resp_secretive"], Origin("up", ("be kind to everyone",)))
     kept = await everything(store)

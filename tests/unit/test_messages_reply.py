@@ -193,12 +193,23 @@ async def test_an_ordinary_stream_leaves_byte_for_byte_and_its_reason_waits_for_
 def test_a_stream_that_ends_without_its_output_s_count_is_not_settled_to_the_one_it_began_with() -> None:
     last = event("message_delta", delta={"stop_reason": "end_turn"}, usage={"input_tokens": 5, "output_tokens": None})
     reader = MessagesStream()
-    assert [piece.usage for piece in reader.feed(start() + last + event("message_stop"))] == [None] * 3
+    pieces = reader.feed(start() + last + event("message_stop"))
+    assert [piece.usage for piece in pieces] == [Usage(12, 0, 7, partial=True), None, None]
 
 
 def test_usage_is_known_with_the_last_counts_and_holds_what_the_cache_took() -> None:
     pieces = read(start() + END)
-    assert [piece.usage for piece in pieces] == [None, Usage(12, 9, 7), None]
+    assert [piece.usage for piece in pieces] == [Usage(12, 0, 7, partial=True), Usage(12, 9, 7), None]
+
+
+def test_what_a_stream_writes_to_the_cache_is_told_apart_by_how_long_it_stays() -> None:
+    kept = {"cache_creation": {"ephemeral_5m_input_tokens": 20, "ephemeral_1h_input_tokens": 10}}
+    usage = {"input_tokens": 5, "cache_creation_input_tokens": 30, "output_tokens": 1, **kept}
+    assert read(start(usage=usage) + END)[1].usage == Usage(35, 9, 0, 20, 10)
+
+
+def test_a_stream_that_begins_without_a_count_of_its_prompt_says_nothing_of_it() -> None:
+    assert read(start(usage={"input_tokens": 0, "output_tokens": 0}) + END)[0].usage is None
 
 
 def test_a_count_settles_to_nothing() -> None:

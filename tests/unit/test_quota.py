@@ -3,12 +3,24 @@ import uuid
 import pytest
 
 from service.errors import ConfigError, ContextLengthExceeded, Forbidden, LimitExceeded
-from service.settings import Auth, Counters, KeyDefaults, Limits, Model, Provider, Settings, Tenant
+from service.settings import (
+    Auth,
+    Counters,
+    KeyDefaults,
+    Limits,
+    Model,
+    Provider,
+    Route,
+    RouteTarget,
+    Settings,
+    Tenant,
+)
 from service.tenancy.counters import Amount, scope_of
 from service.tenancy.memory_counters import MemoryCounters
 from service.tenancy.quota import Quota, check
-from service.tenancy.tenants import DEFAULT_OUTPUT_TOKENS, KeyCaller, Tenants
+from service.tenancy.tenants import KeyCaller, Tenants
 from service.tenancy.valkey_counters import ValkeyCounters
+from service.tenancy.worst_case import DEFAULT_OUTPUT_TOKENS
 
 NOON = (1_700_000_000 // 86_400 * 86_400 + 43_200) * 1_000
 LEASE_MS = 30_000
@@ -269,6 +281,11 @@ def test_limits_that_cannot_be_kept_are_refused_by_their_key(settings, key):
             models=(Model(name="llama-3", **{"input_usd_per_mtok": 0.1, "output_usd_per_mtok": 0.1}),),
         ),
         Settings(tenants=(Tenant(name="a", limits=BUDGET),), providers=(SANDBOX, UNPRICED)),
+        Settings(
+            limits=BUDGET,
+            providers=(SANDBOX,),
+            routes=(Route(model="fast", targets=(RouteTarget(provider="sandbox", model="sandbox-echo"),)),),
+        ),
         Settings(counters=Counters(url="rediss://user@host:6380/2")),
     ],
 )
@@ -393,7 +410,7 @@ async def test_a_budget_bounds_a_reply_that_nobody_bounds(clock):
 async def test_no_more_is_reserved_than_the_model_can_write_in_its_window(clock):
     made = tenants(Limits(tokens_per_day=10_000), clock, Model(name="up-*", context_tokens=110, max_output_tokens=500))
     reservation = await made.reserve(KeyCaller("default"), "up-x", ["abc"], 5_000)
-    assert (reservation.output_tokens, reservation.max_output_tokens) == (100, None)
+    assert (reservation.output_tokens, reservation.max_output_tokens) == (100, 500)
 
 
 async def test_a_key_is_held_to_its_own_limits_within_its_tenants(clock):

@@ -127,6 +127,25 @@ async def test_what_still_runs_does_not_lapse_because_its_counters_were_away(ser
     await quota.close()
 
 
+async def test_what_was_reserved_while_nobody_waited_any_more_is_given_back(server):
+    """A caller who is refused because the server was slow holds no place after it."""
+    counters = counters_of(server, pause_s=0.0, timeout_s=0.5)
+    alone = [Scope("", concurrency=1, tokens_per_day=100)]
+    await counters.ping()
+    assert (await counters.reserve("before", "t", alone, Amount(1))).limit is None
+    assert await counters.settle("before", "t", Amount(0))
+    server.process.send_signal(signal.SIGSTOP)
+    with pytest.raises(CountersFailed):
+        await counters.reserve("slow", "t", alone, Amount(100))
+    server.process.send_signal(signal.SIGCONT)
+    await counters.ping()
+    while counters._tasks:
+        await asyncio.wait(set(counters._tasks))
+    outcome = await counters.reserve("next", "t", alone, Amount(100))
+    assert (outcome.limit, outcome.standings[0].running) == (None, 1)
+    await counters.close()
+
+
 async def test_a_password_is_used(server, monkeypatch):
     client = ValkeyCounters(server.url, prefix="x")
     await client._client.config_set("requirepass", "a-word")

@@ -181,6 +181,7 @@ class ThroughEnvoy:
 
     name = PROVIDER
     model = ""
+    models = ()
     asks_usage = False
     translated = False
 
