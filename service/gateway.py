@@ -26,7 +26,7 @@ from service.errors import (
     RequestError,
     to_wire,
 )
-from service.firewall.asked import Asked
+from service.firewall.asked import Asked, supplied_in
 from service.firewall.canary import sentence
 from service.firewall.extraction import Ruling
 from service.firewall.prompt import Prompt
@@ -301,7 +301,9 @@ class _Request:
         asked = Asked(
             tools=None if call.stored else call.tools,
             results=call.results,
-            caller=f"{caller.tenant}\0{caller.key_id}\0{call.end_user}",
+            supplied=supplied_in(call.prompt.segments),
+            caller=f"{caller.tenant}\0{caller.key_id}",
+            end_user=call.end_user,
             canary=self._canary,
             personal=tuple(self._hidden.values.values()) if self._hidden is not None else (),
         )

@@ -194,7 +194,7 @@ class Canary(_Strict, frozen=True, kw_only=True):
 
 class Piecemeal(_Strict, frozen=True, kw_only=True):
     """Bits of a prompt that one caller is told in many replies add up over `window_s`; from `share` of it on the action
-    follows. At most `max_entries` pairs of caller and prompt are kept.
+    follows. At most `max_entries` callers are kept, keys among them.
     """
 
     action: LeakEffect = "flag"

@@ -5,7 +5,8 @@ A Markdown image of an unknown host is fetched without a click, so whatever stan
 address: does it hold words of the conversation, in whatever coding, or a payload that reads as data? Invisible
 characters carry text past the reader's eye ("ASCII smuggling": tags, U+E0000 block; variation selectors).
 
-Not seen: words of tool results written plainly in few words, and a host on the list that redirects to another.
+Not seen: numbers of fewer than eight digits and words that are no three in a row, written plainly; an address that a
+tool's result or a document already had carries none of theirs; and a host on the list that redirects to another.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from urllib.parse import unquote_plus
 
 import msgspec
 
+from service.firewall.address_starts import LOOK, MAIL, MARKS, OPEN, START, plain_address
 from service.firewall.credential_checks import entropy, is_uuid
 from service.firewall.ngrams import grams, words
 
@@ -38,17 +40,8 @@ _MAX_URL = 2_000
 _CONTEXT = 1_024
 _PROSE_WORDS = 6
 
-_START = re.compile(
-    r"""(?<![0-9A-Za-z])(?:https?|wss?|ftp):[/\\]{1,4}|(?<=[("'=<])//|(?<![\w.@/-])www\.""", re.IGNORECASE
-)
-_MARKS = (":/", ":\\", "//", "w.", "W.")
-"""One of them stands in every beginning of an address."""
-_OPEN = re.compile(
-    r"""(?<![0-9A-Za-z])(?:h(?:t(?:t(?:ps?)?)?)?|ws{0,2}|w{1,3}\.?|ft?p?|(?:https?|wss?|ftp):[/\\]{0,3})\Z"""
-    r"""|(?<=[("'=<])/\Z""",
-    re.IGNORECASE,
-)
 _REST = re.compile(r"""(?:\[[0-9a-f:.]+\])?[^\s<>"'`\[\]\\]*""", re.IGNORECASE)
+_MAIL_HOST = re.compile(r"@([a-z0-9.-]+)", re.IGNORECASE)
 _PARENS = re.compile("[()]")
 _AUTHORITY = re.compile(r"(?:[a-z]+:)?[/\\]*([^/?#\\]*)(.*)", re.IGNORECASE | re.DOTALL)
 _FETCHED = re.compile(
@@ -63,6 +56,12 @@ _TAGS = re.compile("[\U000e0000-\U000e007f]")
 _SELECTORS = re.compile("[\U000e0100-\U000e01ef\ufe00-\ufe0f]")
 _FLAG = "\U0001f3f4"
 _MAX_FLAG = 7
+# Numbers of a card, an order, an account, in groups or not; a day, with or without its time, is none.
+_NUMBER = re.compile(r"\d(?:[ -]?\d){7,31}(?!\d)")
+_SENT_NUMBER = re.compile(r"\d(?:[ ._-]?\d){7,}")
+_LEAST_DIGITS = 8
+_DAY = re.compile(r"(?:19|20)\d\d(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])(?:\d\d){0,3}")
+_NOT_DIGIT = re.compile(r"\D")
 _TOKEN = re.compile("[0-9A-Za-z+/_-]{16,}={0,6}")
 _HEX = re.compile("(?:[0-9a-f]{2})+", re.IGNORECASE)
 
@@ -76,26 +75,57 @@ class Seen(msgspec.Struct, frozen=True):
     text: str
 
 
-class Conversation:
-    """The words that must not leave in an address; worked out at the first address of an unknown host."""
+class _Words(msgspec.Struct, frozen=True, eq=False):
+    """Hashes of the word 3-grams of the system's, of the user's and of other texts, long numbers of all of them, and
+    how many digits these have.
+    """
 
-    def __init__(self, system_texts: Sequence[str], user_texts: Sequence[str]) -> None:
+    system: frozenset[int]
+    user: frozenset[int]
+    results: frozenset[int]
+    numbers: frozenset[str]
+    sizes: tuple[int, ...]
+
+
+class Conversation:
+    """The words that must not leave in an address; worked out at the first address of an unknown host. `results` are
+    texts of tools and documents.
+    """
+
+    def __init__(self, system_texts: Sequence[str], user_texts: Sequence[str], results: Sequence[str] = ()) -> None:
         self._system = system_texts
         self._user = user_texts
+        self._results = results
 
     @property
     def size(self) -> int:
         """Characters."""
-        return sum(map(len, self._system)) + sum(map(len, self._user))
+        return sum(map(len, (*self._system, *self._user, *self._results)))
 
     @cached_property
-    def grams(self) -> tuple[frozenset[int], frozenset[int]]:
-        """Hashes of the system's and of the user's word 3-grams."""
-        return _grams(self._system), _grams(self._user)
+    def grams(self) -> _Words:
+        """What of it is looked for."""
+        numbers = frozenset(_numbers((*self._system, *self._user, *self._results)))
+        sizes = tuple(sorted(set(map(len, numbers))))
+        return _Words(_grams(self._system), _grams(self._user), _grams(self._results), numbers, sizes)
+
+    def gave(self, address: str) -> bool:
+        """Whether a tool's result or a document has this address: then it carries none of their words."""
+        plain = address.rstrip(".,;:!?")
+        # JSON in a string may have its slashes escaped.
+        return any(plain in text or plain in text.replace("\\/", "/") for text in self._results)
 
 
 def _grams(texts: Sequence[str]) -> frozenset[int]:
     return frozenset(gram for text in texts for gram in _trigrams(text))
+
+
+def _numbers(texts: Sequence[str]) -> Iterator[str]:
+    for text in texts:
+        for found in _NUMBER.finditer(text):
+            for number in (_NOT_DIGIT.sub("", found[0]), *_NOT_DIGIT.split(found[0])):
+                if len(number) >= _LEAST_DIGITS and len(set(number)) > 2 and not _DAY.fullmatch(number):
+                    yield number
 
 
 def _trigrams(text: str) -> list[int]:
@@ -132,35 +162,50 @@ def weigh(seen: Seen, conversation: Conversation) -> tuple[float, str]:
     labels = found[1].rpartition("@")[2].partition(":")[0].split(".")
     path, _, query = found[2].replace("#", "?").partition("?")
     below = ".".join(labels[:-2]) + " " + found[1].rpartition("@")[0]
-    best = max(_evidence(path, below, query, conversation), default=(0.0, ""))
-    if len(seen.text) >= _MAX_URL:
+    said = conversation.grams
+    if conversation.gave(seen.text):
+        said = msgspec.structs.replace(said, results=frozenset(), numbers=frozenset(), sizes=())
+    best = max(_evidence(path, below, query, said), default=(0.0, ""))
+    if seen.end - seen.start >= _MAX_URL:
         best = max(best, (_LONG, "very long address"))
     return best[0] * _WEIGHT[seen.kind], f"{seen.kind}: {best[1]}"
 
 
-def _evidence(path: str, below: str, query: str, conversation: Conversation) -> Iterator[tuple[float, str]]:
-    system, user = conversation.grams
+def _evidence(path: str, below: str, query: str, said: _Words) -> Iterator[tuple[float, str]]:
     for part in (path, below, query):
         plain = unquote_plus(unquote_plus(part))
-        said = set(_trigrams(plain)) | set(_trigrams(codecs.encode(plain, "rot13"))) | set(_trigrams(plain[::-1]))
-        if said & system:
+        told = set(_trigrams(plain)) | set(_trigrams(codecs.encode(plain, "rot13"))) | set(_trigrams(plain[::-1]))
+        if told & said.system:
             yield _SYSTEM, "words of the system text"
-        if said & user:
-            yield (_USER_PATH if part is path else _USER), "words of the user"
+        plainly = _USER_PATH if part is path else _USER
+        if told & said.user:
+            yield plainly, "words of the user"
+        if told & said.results:
+            yield plainly, "words of a tool or a document"
         if part is query and any(len(words(value)) >= _PROSE_WORDS for value in re.split("[&;]", plain)):
             yield _PROSE, "prose"
         # DNS labels and path segments cut a code into pieces.
         cut = "." if part is below else "/"
+        if _tells_number(f"{plain} {plain.replace(cut, '')}", said):
+            yield plainly, "a number of the conversation"
         spread = f"{plain} {plain.replace(cut, ' ')} {plain.replace(cut, '')}"
         for token in dict.fromkeys(_TOKEN.findall(spread)):
             for text in _decoded(token):
-                told = set(_trigrams(text))
-                if told & (system | user):
+                coded = set(_trigrams(text))
+                if coded & said.system or coded & said.user or coded & said.results or _tells_number(text, said):
                     yield _CODED, "coded words of the conversation"
                 elif _reads(text):
                     yield _READABLE, "coded text"
             if part is not path and _random(token):
                 yield _RANDOM, "random payload"
+
+
+def _tells_number(text: str, said: _Words) -> bool:
+    """Whether a long number of the conversation stands in the text, by itself or within other digits."""
+    runs = [_NOT_DIGIT.sub("", found[0]) for found in _SENT_NUMBER.finditer(text)] if said.sizes else []
+    return any(
+        run[at : at + size] in said.numbers for run in runs for size in said.sizes for at in range(len(run) - size + 1)
+    )
 
 
 def _decoded(token: str) -> Iterator[str]:
@@ -225,32 +270,34 @@ class ExfiltrationScanner:
         if not text.isascii():
             self._read_hidden(text, ended, found, held)
         self._seen = min(held, default=base + len(text))
-        marked = any(text.find(mark, max(at - 1, 0)) >= 0 for mark in _MARKS)
-        while not self._growing and marked and (start := _START.search(text, at)) is not None:
-            first, at = start.start(), start.end()
+        marked = any(text.find(mark, max(at - 1, 0)) >= 0 for mark in MARKS)
+        while not self._growing and marked and (start := START.search(text, at)) is not None:
+            first, at = start.start("bare" if start["bare"] else 0), start.end()
             end, whole = _end(text, at)
             whole = whole or ended
-            host = host_of(text[first:end])
-            known = whole or _AUTHORITY.match(text[first:end])[2] != ""  # type: ignore[index]
-            if known and self._hosts.allow(host):
+            url = plain_address(text, first, at, end)
+            if self._allows(url, whole=whole):
                 at = end
                 continue
             if not whole and end - first < _MAX_URL:
-                at = first
+                at = start.start()  # what stands before a bare one is what it is known by
                 held.append(base + first)
                 break
             end = min(end, first + _MAX_URL)
             self._growing = end - first == _MAX_URL and not ended
-            if "." in host or text[first] != "/":
-                found.append(Seen(_kind(text, first), base + first, base + end, text[first:end]))
+            if start["slashes"] or ("?" in url if start["mail"] else "." in host_of(url)):
+                found.append(
+                    Seen(_kind(text, first, url), base + first, base + end, plain_address(text, first, at, end))
+                )
             at = end
             if self._growing:
                 at, whole = _end(text, end)
                 found.append(Seen("address", base + first, base + at, ""))
                 self._growing = not whole
         else:
-            at = max(at, len(text) - 12) if not self._growing else at
-            if not ended and not self._growing and (open_ := _OPEN.search(text, max(0, len(text) - 12))) is not None:
+            look = max(0, len(text) - LOOK)
+            at = max(at, look) if not self._growing else at
+            if not ended and not self._growing and (open_ := OPEN.search(text, look)) is not None:
                 at = min(at, open_.start())
                 held.append(base + open_.start())
         self._from = base + at
@@ -258,6 +305,14 @@ class ExfiltrationScanner:
         if (keep := min(self._from, self._seen) - _CONTEXT) - base > _CONTEXT:
             self._text, self._base = text[keep - base :], keep
         return found
+
+    def _allows(self, url: str, *, whole: bool) -> bool:
+        """Whether all hosts that the address names are on the list, and surely so."""
+        if url.startswith(MAIL):
+            hosts = _MAIL_HOST.findall(unquote_plus(url)) if whole else []
+            return bool(hosts) and all(self._hosts.allow(host.rstrip(".").lower()) for host in hosts)
+        known = whole or _AUTHORITY.match(url)[2] != ""  # type: ignore[index]
+        return known and self._hosts.allow(host_of(url))
 
     def _read_hidden(self, text: str, ended: bool, found: list[Seen], held: list[int]) -> None:
         for run in _INVISIBLE.finditer(text, self._seen - self._base):
@@ -287,8 +342,10 @@ def _end(text: str, at: int) -> tuple[int, bool]:
     return end, end < len(text)
 
 
-def _kind(text: str, start: int) -> Kind:
+def _kind(text: str, start: int, url: str) -> Kind:
     """How the address stands in its text; where that is in doubt, the kind that weighs more."""
+    if url.startswith(MAIL):
+        return "link"  # nobody fetches it
     before = text[max(0, start - _CONTEXT) : start]
     bare = before.rstrip(" \t\r\n<")
     if bare.endswith("]("):

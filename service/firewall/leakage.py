@@ -104,12 +104,13 @@ class LeakageGuard:
         if self._protected.stale and self._settings.on_error == "block":
             raise GuardFailed("The protected texts cannot be read.")
         marks = patterns(asked.canary) if asked is not None else ()
+        given = Asked() if asked is None else asked
+        request = (tenant, system_texts, user_texts, marks, given.supplied, given.results)
         if sum(map(len, system_texts)) > _INLINE_CHARS:
-            protection = await asyncio.to_thread(self._protected.for_request, tenant, system_texts, user_texts, marks)
+            protection = await asyncio.to_thread(self._protected.for_request, *request)
         else:
-            protection = self._protected.for_request(tenant, system_texts, user_texts, marks)
-        caller = asked.caller if asked is not None else ""
-        pieces = self._told.follow(caller, lambda form, pattern: _registered(protection, form, pattern))
+            protection = self._protected.for_request(*request)
+        pieces = self._told.follow(given.caller, lambda form, pattern: _registered(protection, form, pattern))
         judge = self.judge(protection, self._digest, pieces)
         if self._protected.stale:
             judge.doubt()
@@ -219,6 +220,7 @@ class MeaningCheck:
         self._embedder = embedder
         self._protection = protection
         self._prompts = [embedder.text(prompt, _MAX_PROMPT_SENTENCES) for prompt in protection.prompts]
+        self._supplied: list[tuple[str, set[str]]] | None = None
 
     async def leaks(self, sentences: Sequence[str]) -> list[float | None]:
         """The cosine of each sentence that tells a prompt's sentence in its own words, None for the others.
@@ -249,12 +251,22 @@ class MeaningCheck:
         return scores
 
     async def _harmless(self, suspects: Sequence[str]) -> Vectors:
-        """Vectors of what every assistant says and of the user's own sentences that share most words with these."""
+        """Vectors of what every assistant says and of those sentences of the caller's own texts that share most words
+        with these.
+        """
         generic = await asyncio.shield(self._embedder.text("\n".join(GENERIC), len(GENERIC)))
         wanted = {token.word for suspect in suspects for token in words(suspect)}
-        typed = await asyncio.to_thread(_nearest_by_words, self._protection.user_texts, wanted)
+        typed = await asyncio.to_thread(self._nearest_by_words, wanted)
         rows, _ = await self._embedder.vectors(typed)
         return np.concatenate([generic, rows])
+
+    def _nearest_by_words(self, wanted: set[str]) -> list[str]:
+        if self._supplied is None:  # documents are long, and are cut once for the reply
+            sentences = dict.fromkeys(each for text in self._protection.supplied for each in telling_sentences(text))
+            self._supplied = [(sentence, {token.word for token in words(sentence)}) for sentence in sentences]
+        ranked = [(len(spelled & wanted) / len(spelled | wanted), sentence) for sentence, spelled in self._supplied]
+        ranked.sort(key=lambda pair: -pair[0])
+        return [sentence for _, sentence in ranked[:_MAX_USER_SENTENCES]]
 
 
 def _failed(task: asyncio.Task[Vectors]) -> bool:
@@ -265,13 +277,3 @@ def telling_sentences(text: str) -> list[str]:
     """A text's distinct sentences that have at least four words (eight ideographs)."""
     sentences = dict.fromkeys(split(text))
     return [s for s in sentences if sum(token.weight for token in words(s)) >= _MIN_WORDS]
-
-
-def _nearest_by_words(texts: Sequence[str], wanted: set[str]) -> list[str]:
-    ranked: list[tuple[float, str]] = []
-    for text in texts:
-        for sentence in telling_sentences(text):
-            spelled = {token.word for token in words(sentence)}
-            ranked.append((len(spelled & wanted) / len(spelled | wanted), sentence))
-    ranked.sort(key=lambda pair: -pair[0])
-    return [sentence for _, sentence in ranked[:_MAX_USER_SENTENCES]]

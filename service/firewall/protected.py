@@ -12,10 +12,12 @@ from threading import Lock
 import msgspec
 
 from service.errors import ConfigError
+from service.firewall.fingerprint import Fingerprint
 from service.firewall.ngrams import Token, short_grams, words
 from service.firewall.owners import ProtectedText, concerned
 from service.firewall.patterns import MIN_PATTERN, VISIBLE, PatternSet, project
 from service.firewall.prints import Prints, prints_of, says_enough
+from service.firewall.told_secrets import ToldSecrets, told_secrets
 from service.firewall.values import surely_clean_text
 
 __all__ = ("ProtectedText", "ProtectedTexts", "RequestProtection")
@@ -29,7 +31,9 @@ MAX_RECENT_CHARS = 400_000
 _BULK = 5
 """What is added at once and is more than so many times that is not built twice."""
 MAX_MEANT = 64
-"""Registered prompts of a tenant, and of all, that sentences are compared with by meaning; the others by words."""
+"""Registered prompts of a tenant, and of all, that sentences are compared with by meaning; the others by words. So many
+secrets as well.
+"""
 
 
 class _Typed(msgspec.Struct, frozen=True, eq=False):
@@ -38,8 +42,11 @@ class _Typed(msgspec.Struct, frozen=True, eq=False):
 
 
 class RequestProtection:
-    """What one reply to a tenant is compared with. `prompts` are the protected prompts' texts that its sentences are
-    compared with by meaning: never another tenant's.
+    """What one reply to a tenant is compared with. `prompts` are the protected prompts' texts, and secrets that read as
+    one, that its sentences are compared with by meaning: never another tenant's. `near` are words of such secrets.
+
+    `supplied` are the user's and other texts that the caller has, which excuse a prompt's words; `results` are those of
+    tools and documents, which must not leave in an address.
     """
 
     def __init__(
@@ -48,7 +55,10 @@ class RequestProtection:
         user_texts: Sequence[str],
         tenant: str = "",
         prompts: Sequence[str] = (),
+        near: Sequence[Fingerprint] = (),
         *,
+        supplied: Sequence[str] = (),
+        results: Sequence[str] = (),
         guards_others: bool = False,
         marked: bool = False,
     ) -> None:
@@ -57,8 +67,11 @@ class RequestProtection:
         self.guards_others = guards_others  # other tenants' texts are among them
         self.patterns = tuple(patterns for group in groups for patterns in group.patterns)
         self.fingerprints = tuple(group.fingerprint for group in groups if group.fingerprint is not None)
+        self._near = (*self.fingerprints, *near)
         self.prompts = tuple(prompts)
         self.user_texts = tuple(user_texts)
+        self.supplied = (*user_texts, *supplied)
+        self.results = tuple(results)
         self.marked = marked  # a canary is among them
 
     @property
@@ -76,8 +89,8 @@ class RequestProtection:
         return surely_clean_text(text, self.patterns, self.fingerprints)
 
     def typed_by_user(self, text: str) -> bool:
-        """Whether the words of `text`, forwards or backwards, stand in this order in something the user wrote."""
-        if not self.user_texts:
+        """Whether the words of `text`, forwards or backwards, stand in this order in something the caller supplied."""
+        if not self.supplied:
             return False
         spelled = self.typed.spelled
         return _spelled(words(text)) in spelled or _spelled(words(text[::-1])) in spelled
@@ -85,11 +98,11 @@ class RequestProtection:
     def overlap(self, tokens: Sequence[Token], *, typed: bool) -> tuple[str, float]:
         """(prompt's name, share of the sentence's 4-grams in it) where it is a near-verbatim copy, else ("", 0.0).
 
-        `typed`: words that the user wrote count as not in the prompt. Other tenants' prompts are told by verbatim runs
-        alone: nearness to a text that nobody here can see is no reason to stop a reply.
+        `typed`: words that the caller supplied count as not in the prompt. Other tenants' prompts are told by verbatim
+        runs alone: nearness to a text that nobody here can see is no reason to stop a reply.
         """
         without: Set[int] = self.typed.grams if typed else frozenset()
-        for fingerprint in self.fingerprints:
+        for fingerprint in self._near:
             owners, share = fingerprint.overlap(tokens, without)
             if owners and (owner := concerned(owners, self.tenant)) is not None:
                 return owner.name, share
@@ -97,18 +110,21 @@ class RequestProtection:
 
     @cached_property
     def typed(self) -> _Typed:
-        """The user's texts, folded. Worked out at the first suspicion only: they are long, and suspicions are few."""
-        tokens = [words(text) for text in self.user_texts]
+        """The caller's texts, folded. Worked out at the first suspicion only: they are long, and suspicions are few."""
+        tokens = [words(text) for text in self.supplied]
         grams = frozenset(gram for text in tokens for gram in short_grams(text))
         return _Typed("\n".join(map(_spelled, tokens)), grams)
 
 
 class _State(msgspec.Struct, frozen=True, eq=False):
-    """What lookups see; replaced whole. `prompts` are by tenant; `tenants` are those that have texts of their own."""
+    """What lookups see; replaced whole. `near` is of the same groups as the three before it. `prompts` are by tenant;
+    `tenants` are those that have texts of their own.
+    """
 
     named: Prints = Prints()
     base: Prints = Prints()
     recent: Prints = Prints()
+    near: tuple[ToldSecrets, ToldSecrets, ToldSecrets] = (ToldSecrets(), ToldSecrets(), ToldSecrets())
     prompts: Mapping[str, tuple[str, ...]] = {}
     tenants: frozenset[str] = frozenset()
 
@@ -159,7 +175,7 @@ class ProtectedTexts:
                 raise ConfigError(f"protected {text.name!r}: too short to be looked for")
         with self._lock:
             self._named = named
-            self._rebuild(named=prints_of(named))
+            self._rebuild(named=prints_of(named), near_named=told_secrets(named))
 
     def merge(self, added: Iterable[ProtectedText], removed: Iterable[str] = ()) -> None:
         """Texts with ids of their own that are new, and ids of those that are no more. Slow for many: see `compact`."""
@@ -170,6 +186,7 @@ class ProtectedTexts:
             if gone:
                 self._gone |= gone
                 self._state.base.forget(self._gone)
+                self._state.near[1].forget(self._gone)
             self._load = _load_of(self._recent)
             if self._load <= _BULK:
                 self._rebuild()
@@ -183,28 +200,44 @@ class ProtectedTexts:
                 stored = dict(self._stored())
             if _load_of(stored) <= 1:
                 stored = {}
-            base = prints_of(stored.values(), many=True)
+            base, near = prints_of(stored.values(), many=True), told_secrets(stored.values())
             with self._lock:
                 now = dict(self._stored())
                 self._gone = stored.keys() - now.keys()
                 self._base, self._recent = stored, {each: text for each, text in now.items() if each not in stored}
                 self._load = _load_of(self._recent)
                 base.forget(self._gone)
-                self._rebuild(base=base)
+                near.forget(self._gone)
+                self._rebuild(base=base, near_base=near)
 
     def _stored(self) -> Iterator[tuple[str, ProtectedText]]:
         yield from ((each, text) for each, text in self._base.items() if each not in self._gone)
         yield from self._recent.items()
 
-    def _rebuild(self, *, named: Prints | None = None, base: Prints | None = None) -> None:
+    def _rebuild(
+        self,
+        *,
+        named: Prints | None = None,
+        base: Prints | None = None,
+        near_named: ToldSecrets | None = None,
+        near_base: ToldSecrets | None = None,
+    ) -> None:
+        state, recent = self._state, prints_of(self._recent.values(), many=self._load > 1)
+        near = (near_named or state.near[0], near_base or state.near[1], told_secrets(self._recent.values()))
         prompts: dict[str, tuple[str, ...]] = {}
         tenants = set[str]()
         for text in chain(self._named, (text for _, text in self._stored())):
             tenants.add(text.tenant)
             if text.kind == "prompt" and len(prompts.setdefault(text.tenant, ())) < MAX_MEANT:
                 prompts[text.tenant] += (text.value,)
-        state, recent = self._state, prints_of(self._recent.values(), many=self._load > 1)
-        self._state = _State(named or state.named, base or state.base, recent, prompts, frozenset(tenants - {""}))
+        secrets: dict[str, tuple[str, ...]] = {}
+        for text in chain(near[0].texts, near[1].without(self._gone), near[2].texts):
+            if len(secrets.setdefault(text.tenant, ())) < MAX_MEANT:
+                secrets[text.tenant] += (text.value,)
+        for tenant, values in secrets.items():  # first: what looks at a few only begins at the other end
+            prompts[tenant] = values + prompts.get(tenant, ())
+        named, base = named or state.named, base or state.base
+        self._state = _State(named, base, recent, near, prompts, frozenset(tenants - {""}))
         self.version += 1
 
     def for_request(
@@ -213,9 +246,11 @@ class ProtectedTexts:
         system_texts: Sequence[str] = (),
         user_texts: Sequence[str] = (),
         marks: Sequence[PatternSet] = (),
+        supplied: Sequence[str] = (),
+        results: Sequence[str] = (),
     ) -> RequestProtection:
-        """What a reply to this tenant is compared with, and `marks` of this request. Slow for long texts not seen
-        before: 1 µs a character.
+        """What a reply to this tenant is compared with, and `marks` of this request; `supplied` and `results` are as
+        `Asked` has them. Slow for long texts not seen before: 1 µs a character.
         """
         state = self._state
         own = {text: self._own(text) for text in system_texts if text}
@@ -225,7 +260,18 @@ class ProtectedTexts:
         others = len(state.tenants) > (tenant in state.tenants)
         marked = [Prints(tuple(marks))] if marks else []
         groups += [*own.values(), *marked]
-        return RequestProtection(groups, user_texts, tenant, prompts, guards_others=others, marked=bool(marks))
+        near = [prints for group in state.near for prints in group.prints]
+        return RequestProtection(
+            groups,
+            user_texts,
+            tenant,
+            prompts,
+            near,
+            supplied=supplied,
+            results=results,
+            guards_others=others,
+            marked=bool(marks),
+        )
 
     def _own(self, text: str) -> Prints:
         key = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()

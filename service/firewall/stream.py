@@ -45,7 +45,7 @@ _INLINE_CHARS = 4_000
 _PIECE_CHARS = 4_096
 # Nothing that a disguise is spelled with, so that texts side by side do not make one.
 _BETWEEN = "\n|\n"
-_MAY_BE_ADDRESS = re.compile(r"[:/\\][/\\]|www\.|[^\x00-\x7f]", re.IGNORECASE)
+_MAY_BE_ADDRESS = re.compile(r"[:/\\][/\\]|www\.|(?:https?|wss?|ftp|mailto):|&[#a-z]|[^\x00-\x7f]", re.IGNORECASE)
 
 
 class _Match(msgspec.Struct, frozen=True):
@@ -109,7 +109,7 @@ class ReplyJudge:
             "cross_tenant": "block",  # whatever one tenant's policy says: the text is another's
         }
         self._hosts = Hosts(settings.allowed_hosts)
-        self._conversation = Conversation(protection.prompts, protection.user_texts)
+        self._conversation = Conversation(protection.prompts, protection.user_texts, protection.results)
         self._fails_closed = settings.on_error == "block"
         self._buffers = settings.stream == "buffer"
         self._digest = digest
@@ -452,7 +452,7 @@ class ReplyJudge:
     async def _read_user_texts(self) -> None:
         """Fold what the user wrote, in a thread where that is long."""
         if not self._user_texts_read:
-            if sum(map(len, self._protection.user_texts)) > _INLINE_CHARS:
+            if sum(map(len, self._protection.supplied)) > _INLINE_CHARS:
                 await asyncio.to_thread(lambda: self._protection.typed)
             self._user_texts_read = True
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import random
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks.credential_cases import samples
 from service.errors import DeadlineExceeded, GuardFailed, Overloaded
+from service.firewall.asked import Asked
 from service.firewall.leakage import LeakageGuard
 from service.firewall.protected import ProtectedText, ProtectedTexts
 from service.firewall.sentences import MAX_SENTENCE_CHARS, SentenceSplitter, split
@@ -78,9 +81,15 @@ def guard(batcher: BagOfWords | None = None, *, texts: Sequence[ProtectedText] =
 
 
 async def reply(
-    to: LeakageGuard, text: str, *, system: Sequence[str] = (PROMPT,), user: Sequence[str] = (), size: int = 7
+    to: LeakageGuard,
+    text: str,
+    *,
+    system: Sequence[str] = (PROMPT,),
+    user: Sequence[str] = (),
+    size: int = 7,
+    asked: Asked | None = None,
 ) -> Any:
-    judge = await to.open("t", system, user)
+    judge = await to.open("t", system, user, asked)
     for at in range(0, len(text), size):
         await judge.feed(CHANNEL, text[at : at + size])
     await judge.finish()
@@ -138,6 +147,58 @@ async def test_text_that_the_user_typed_is_no_leak() -> None:
 async def test_what_the_user_typed_does_not_excuse_the_rest() -> None:
     judge = await reply(guard(stream="exact"), PROMPT, user=["Never reveal the wholesale rates of rooms to any guest."])
     assert judge.blocked
+
+
+HANDBOOK = "Handbook, page 4.\n" + "Rooms are cleaned at noon. " * 300 + "\n" + PROMPT + " Towels are on the shelf."
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "You are Harbor, the booking assistant of the Lighthouse hotel group. Bye.",
+        "Hm. The booking assistant of the Lighthouse hotel speaks. And so on.",
+        "Marta in Oslo need approval the of fifteen percent above discounts.",
+    ],
+)
+async def test_a_document_that_says_what_the_prompt_says_may_be_repeated(text: str) -> None:
+    judge = await reply(guard(stream="sentence"), text, asked=Asked(supplied=("Nothing.", HANDBOOK)))
+    assert not judge.verdict.findings and judge.cleared(CHANNEL) == len(text)
+    assert (await reply(guard(stream="sentence"), text, asked=Asked(results=(HANDBOOK,)))).blocked
+
+
+async def test_a_document_excuses_no_more_of_the_prompt_than_it_holds_and_no_credential() -> None:
+    held = Asked(supplied=("Never reveal the wholesale rates of rooms to any guest.",))
+    assert (await reply(guard(stream="sentence"), PROMPT, asked=held)).blocked
+    _, before, credential, behind = next(iter(samples(random.Random(7))))
+    text = before + credential + behind
+    judge = await reply(guard(stream="exact"), text, asked=Asked(supplied=(text,), results=(text,)))
+    assert {finding.category for finding in judge.verdict.findings} == {"leak.credential"}
+
+
+SECRET = "The merger with Northwind closes on the second Friday of March under the name Blue Heron."
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Well, the merger with Northwind closes on the first Friday of March under the name Blue Heron. More?",
+        "Of March Friday second the on Blue Heron name the under Northwind with merger closes the. More?",
+    ],
+)
+async def test_a_secret_of_several_words_is_found_when_it_is_told_nearly_or_otherwise(text: str) -> None:
+    texts = [ProtectedText("merger", "secret", "t", SECRET)]
+    judge = await reply(guard(stream="sentence", texts=texts), text, system=())
+    assert judge.blocked and {finding.category for finding in judge.verdict.findings} == {"leak.prompt"}
+    assert not (await reply(guard(stream="sentence"), text, system=())).blocked
+    assert not (await reply(guard(stream="sentence", texts=texts), text, system=(), user=[text])).blocked
+    judge = await reply(guard(stream="sentence", texts=texts), SECRET, system=(), user=[SECRET])
+    assert judge.verdict.findings[0].category == "leak.secret"
+
+
+async def test_another_tenants_secret_is_compared_with_no_sentence() -> None:
+    texts = [ProtectedText("merger", "secret", "other", SECRET)]
+    near = SECRET.replace("second", "first")
+    assert not (await reply(guard(stream="sentence", texts=texts), near, system=())).verdict.findings
 
 
 async def test_a_long_user_text_is_compared_without_holding_the_loop() -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from service.errors import ConfigError
 from service.firewall import protected
+from service.firewall.ngrams import words
 from service.firewall.protected import ProtectedText, ProtectedTexts
 from service.firewall.registration import registered
 from service.firewall.stream import ReplyJudge
@@ -248,3 +249,40 @@ async def test_what_is_removed_while_all_is_built_anew_stays_removed(monkeypatch
     for text, blocked in ((said[6], True), (said[7], False), (OTHERS, True)):
         assert (await judged(texts, "t0", text)).blocked == blocked
     assert len(texts) == 60
+
+
+KEYS = (
+    "3f2a9c1e-77b0-4c1d-9a55-0e8f12d4b6aa",
+    "correct horse battery staple",
+    "4711 4712 4713 4714 4715 4716",
+    "-----BEGIN OPENSSH PRIVATE KEY-----\n" + "b3BlbnNzaC1rZXktdjEAAAAABG5vbmUAAAAEbm9uZQAAAAAAAAABAAAAMwAAAAtz\n" * 5,
+)
+
+
+def test_only_secrets_that_read_as_words_are_compared_by_meaning_and_only_so_many() -> None:
+    told = [f"Project {number} is called after the river at Trondheim" for number in range(99)]
+    texts = ProtectedTexts(
+        [ProtectedText(f"k{at}", "secret", "t", key) for at, key in enumerate(KEYS)]
+        + [ProtectedText(f"s{at}", "secret", "t", value) for at, value in enumerate(told)]
+        + [ProtectedText("p", "prompt", "t", OTHERS)]
+    )
+    assert texts.for_request("t").prompts == (*told[: protected.MAX_MEANT], OTHERS)
+    assert not texts.for_request("u").has_prompts
+    assert not ProtectedTexts([ProtectedText("k", "secret", "t", key) for key in KEYS]).for_request("t").has_prompts
+
+
+def test_a_told_secret_that_is_added_and_removed_is_near_or_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts, _ = large("prompt", monkeypatch)
+    near = words("Of the cabin by the frozen lake nobody may ever speak")
+    texts.merge([ProtectedText("s", "secret", "t", "the cabin by the frozen lake nobody may know", "told")])
+
+    def found() -> str:
+        return texts.for_request("t").overlap(near, typed=False)[0]
+
+    assert found() == "s"
+    texts.compact()
+    assert found() == "s" and len(texts.for_request("t").prompts) == 1
+    texts.merge([], ["told"])
+    assert not found() and not texts.for_request("t").has_prompts
+    texts.compact()
+    assert not found()

@@ -145,3 +145,12 @@ def test_a_served_process_leaves_no_core_file() -> None:
         subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
         == "(0, 0)"
     )
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has processes that must not be dumped")
+def test_a_served_process_must_not_be_dumped() -> None:
+    code = "from service.serving import forbid_dumps; import ctypes; "
+    code += "dumpable = lambda: ctypes.CDLL(None).prctl(3, 0, 0, 0, 0); "
+    code += "before = dumpable(); forbid_dumps(); print(before, dumpable())"
+    read = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert read.stdout.strip() == "1 0"
