@@ -276,8 +276,8 @@ def test_the_output_is_bounded_by_a_splice(given: int | None, sent: int) -> None
     [
         (("GET", "/resp_1", b""), "/responses/resp_1"),
         (
-            ("GET", "/resp_1", b"stream=true&starting_after=3"),
-            "/responses/resp_1?stream=true&starting_after=3",
+            ("GET", "/resp_1", b"stream=true&starting_after=3&include_obfuscation=true"),
+            "/responses/resp_1?stream=true&include_obfuscation=true",
         ),
         (("DELETE", "/resp_1", b""), "/responses/resp_1"),
         (("POST", "/resp_1/cancel", b""), "/responses/resp_1/cancel"),
