@@ -289,6 +289,34 @@ def test_a_stream_that_ends_by_its_finish_reason_is_complete() -> None:
     assert [piece.final for piece in pieces + stream.finish()] == [True]
 
 
+def ending(index: int) -> bytes:
+    return b'data: {"choices":[{"index":%d,"delta":{"content":"x"},"finish_reason":"stop"}]}\n\n' % index
+
+
+def test_a_stream_that_ends_before_all_choices_that_were_asked_for_is_invalid() -> None:
+    for sent in ([0], [1], [0, 0], []):
+        stream = ChatWire().open_stream(2)
+        stream.feed(b"".join(map(ending, sent)))
+        with pytest.raises(UpstreamInvalid):
+            stream.finish()
+    whole = ChatWire().open_stream(2)
+    whole.feed(ending(1) + ending(0))
+    assert whole.finish() == []
+
+
+def test_a_stream_that_says_so_is_whole_with_fewer_choices() -> None:
+    stream = ChatWire().open_stream(2)
+    stream.feed(ending(0) + b"data: [DONE]\n\n")
+    assert stream.finish() == []
+
+
+def test_a_stream_that_ends_before_its_first_choice_is_invalid() -> None:
+    stream = ChatStream()
+    stream.feed(b'data: {"choices":[],"prompt_filter_results":[]}\n\n')
+    with pytest.raises(UpstreamInvalid):
+        stream.finish()
+
+
 @pytest.mark.parametrize(
     ("request_fields", "name", "expected"),
     [
