@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from service.api.asgi import Handler, endpoint, malformed
+from service.api import asgi
+from service.api.asgi import Handler, endpoint
 from service.api.chat_prompt import FIELDS, Reading
 from service.api.chat_reply import ChatWire
 from service.api.offered_tools import chat_results, chat_tools, end_user_of
@@ -34,7 +35,7 @@ def parse_request(body: bytes, server: Server) -> Call:
     request = read_object(body)
     FIELDS.check(request)
     if request.get("system") is not None:
-        raise malformed("/system", "a message with the role system in its place")
+        raise asgi.malformed("/system", "a message with the role system in its place")
     model = model_of(request)
     reading = Reading()
     reading.messages(request.get("messages"), server.max_messages)
@@ -67,7 +68,8 @@ def _check(messages: list[dict[str, Any]]) -> None:
         content = message.get("content")
         for position, part in enumerate(content if isinstance(content, list) else ()):
             if isinstance(part, dict) and part.get("type") in _OF_MESSAGES:
-                raise malformed(pointer("messages", index, "content", position, "type"), "a part of a chat's message")
+                place = pointer("messages", index, "content", position, "type")
+                raise asgi.malformed(place, "a part of a chat's message")
         role = message["role"].strip().lower()
         if role == "tool":
             calls.answered(message.get("tool_call_id"), ("messages", index, "tool_call_id"))
