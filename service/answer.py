@@ -121,7 +121,9 @@ class Answer:
     async def _streaming(self, reply: Reply) -> None:
         exchange = self._exchange
         release = self._open()
-        reader, watch = exchange.wire.open_stream(), self._watch()
+        call = self._ledger.call
+        assert call is not None
+        reader, watch = exchange.wire.open_stream(call.choices), self._watch()
         tail = last = b""
         try:
             await release.take_headers(reply.headers)

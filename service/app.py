@@ -138,6 +138,8 @@ def assemble(settings: Settings, parts: Parts) -> Litestar:
         gateway_openapi.PATH: gateway_openapi.handler(),
         "/health/live": health.live(),
         "/health/ready": health.ready(parts.facts, parts.checks, parts.providers),
+        "/healthz": health.live("alive"),  # LLM Guard's probes
+        "/readyz": health.ready(parts.facts, parts.checks, parts.providers),
     }
     start, stop = list(parts.start), list(parts.stop)
     if settings.envoy.port is not None:

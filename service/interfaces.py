@@ -204,8 +204,8 @@ class Wire(Protocol):
     def read_error(self, body: bytes) -> Piece:
         """The body of a provider's own error, in whatever form it has."""
 
-    def open_stream(self) -> StreamReader:
-        """A reader for one streamed reply."""
+    def open_stream(self, choices: int = 1) -> StreamReader:
+        """A reader for one streamed reply, of which so many choices were asked for."""
 
     def rewrite(self, piece: Piece, texts: Sequence[str]) -> bytes | None:
         """The piece with these texts in the place of its own, in their order; None where one cannot be changed."""

@@ -15,7 +15,7 @@ from typing import Any
 
 import uvicorn
 from litestar import Litestar
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from service import workers
 from service.errors import ConfigError, FirewallError
@@ -128,6 +128,8 @@ class Connection(HttpToolsProtocol):
         self._in_head = False
         self._stop_clock()
         super().on_headers_complete()
+        if self.scope["http_version"] != "1.1":
+            self.cycle.__class__ = _Unframed  # uvicorn makes it, and lets nobody choose
 
     def on_response_complete(self) -> None:
         """A caller who was answered before all of the body had come may end it, but not go on for ever."""
@@ -146,6 +148,24 @@ class Connection(HttpToolsProtocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+
+class _Unframed(RequestResponseCycle):
+    """The answer to a caller who speaks HTTP/1.0, which has no chunks: uvicorn would frame it all the same. A body
+    without a length ends where the connection is closed, and so it is after every such answer.
+    """
+
+    _sized = True
+
+    async def send(self, message: Any) -> None:
+        """Send a part of the answer."""
+        if message["type"] == "http.response.start":
+            self._sized = any(name.lower() == b"content-length" for name, _ in message.get("headers", ()))
+            if not self._sized:
+                self.chunked_encoding = False
+        elif not self._sized:
+            self.expected_content_length = len(message.get("body", b""))
+        await super().send(message)
 
 
 class _Together:

@@ -174,3 +174,24 @@ def drawn(kind: Any, chance: Random, text: Callable[[], str], above: tuple[Any, 
         chance.shuffle(items)
         return dict(items)
     return None
+
+
+def said_before(request: dict[str, Any]) -> dict[str, Any]:
+    """The request with what its types do not say that it needs: something to answer, and before what tools gave back
+    the calls that asked for it.
+    """
+    if "messages" not in request:
+        asks = any(
+            request.get(name) is not None for name in ("input", "prompt", "previous_response_id", "conversation")
+        )
+        return request if asks else {**request, "input": "word"}
+    turns = _dicts(request["messages"])
+    calls = [{"id": turn.get("tool_call_id")} for turn in turns if turn.get("role") in {"tool", "function"}]
+    blocks = [block for turn in turns for block in _dicts(turn.get("content")) if block.get("type") == "tool_result"]
+    uses = [{"type": "tool_use", "id": block.get("tool_use_id"), "name": "f", "input": {}} for block in blocks]
+    first = [{"role": "assistant", "content": uses or "word", **({"tool_calls": calls} if calls else {})}]
+    return {**request, "messages": [*first, *request["messages"]]} if calls or uses else request
+
+
+def _dicts(value: Any) -> list[dict[str, Any]]:
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []

@@ -5,17 +5,25 @@ Source: OpenAI API reference, "Create chat completion".
 
 from __future__ import annotations
 
+from typing import Any
+
+from service.api import asgi
 from service.api.asgi import Handler, endpoint
 from service.api.caller_names import names_of
 from service.api.chat_prompt import FIELDS, Reading
 from service.api.chat_reply import ChatWire
 from service.api.offered_tools import chat_results, chat_tools, end_user_of
 from service.api.request_fields import model_of, read_object, recorded
+from service.api.request_texts import Calls
 from service.api.sampling import sampling_of
+from service.api.strict_json import pointer
 from service.firewall.prompt import Prompt
 from service.gateway import Gateway
 from service.interfaces import Call
 from service.settings import Server
+
+_OF_MESSAGES = frozenset({"tool_use", "tool_result", "thinking", "redacted_thinking"})
+"""Blocks of Anthropic's Messages: a chat's provider overlooks them, or reads them in a way of its own."""
 
 
 def handler(gateway: Gateway, server: Server, *, open_mode: bool) -> Handler:
@@ -27,9 +35,12 @@ def parse_request(body: bytes, server: Server) -> Call:
     """Read one request. Raises MalformedRequest and PayloadTooLarge with the JSON pointer of what is wrong."""
     request = read_object(body)
     FIELDS.check(request)
+    if request.get("system") is not None:
+        raise asgi.malformed("/system", "a message with the role system in its place")
     model = model_of(request)
     reading = Reading()
     reading.messages(request.get("messages"), server.max_messages)
+    _check(request["messages"])
     reading.fields(request)
     choices = request.get("n") or 1
     bounds = [request[name] for name in ("max_tokens", "max_completion_tokens") if request.get(name) is not None]
@@ -54,3 +65,23 @@ def parse_request(body: bytes, server: Server) -> Call:
         unknown_fields=recorded(request.keys() - FIELDS.known),
         sampling=sampling_of(request),
     )
+
+
+def _check(messages: list[dict[str, Any]]) -> None:
+    """Raises MalformedRequest for parts that are no chat's, and for a tool's result that nothing called for."""
+    calls = Calls()
+    for index, message in enumerate(messages):
+        content = message.get("content")
+        for position, part in enumerate(content if isinstance(content, list) else ()):
+            if isinstance(part, dict) and part.get("type") in _OF_MESSAGES:
+                place = pointer("messages", index, "content", position, "type")
+                raise asgi.malformed(place, "a part of a chat's message")
+        role = message["role"].strip().lower()
+        if role == "tool":
+            calls.answered(message.get("tool_call_id"), ("messages", index, "tool_call_id"))
+        elif role == "function":
+            calls.answered(None, ("messages", index, "role"))
+        for call in message.get("tool_calls") or ():
+            calls.made(call.get("id"))
+        if message.get("function_call") is not None:
+            calls.made(None)

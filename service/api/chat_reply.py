@@ -42,9 +42,9 @@ class ChatWire:
         except UpstreamInvalid:
             return reply_texts.read_as_text(body)
 
-    def open_stream(self) -> EventReader:
-        """A reader for one streamed reply."""
-        return ChatStream()
+    def open_stream(self, choices: int = 1) -> EventReader:
+        """A reader for one streamed reply, of which so many choices were asked for."""
+        return ChatStream(choices)
 
     def rewrite(self, piece: Piece, texts: Sequence[str]) -> bytes | None:
         """The piece with these texts; None where one cannot be changed in its place."""
@@ -95,15 +95,16 @@ class ChatWire:
 
 
 class ChatStream(EventReader):
-    """Reads one streamed reply (`interfaces.StreamReader`)."""
+    """Reads one streamed reply (`interfaces.StreamReader`). Where nothing says that it ends, all `choices` have to."""
 
-    def __init__(self) -> None:
+    def __init__(self, choices: int = 1) -> None:
         super().__init__(Texts(streamed=True))
+        self._choices = choices
         self._open_choices: set[int] = set()
-        self._seen = False
+        self._ended_choices: set[int] = set()
 
     def _is_whole(self) -> bool:
-        return self._ended or (self._seen and not self._open_choices)
+        return self._ended or (len(self._ended_choices) >= self._choices and not self._open_choices)
 
     def _piece(self, event: sse.Event, data: str) -> Piece:
         if self._ended:
@@ -113,13 +114,13 @@ class ChatStream(EventReader):
             return Piece(raw=sse.render("[DONE]"), done=True)
         document = _document(data.encode())
         piece = piece_of(self._texts, document, event.raw, event.name)
-        self._seen = True
         for position, choice in enumerate(document.get("choices") or ()):
             index = index_of(choice, position)
             if choice.get("finish_reason") is None:
                 self._open_choices.add(index)
             else:
                 self._open_choices.discard(index)
+                self._ended_choices.add(index)
         if isinstance(document.get("usage"), dict) and not (document.get("choices") or document.get("error")):
             piece = msgspec.structs.replace(piece, usage_only=True)
         if piece.failed or event.name == "error":

@@ -29,15 +29,16 @@ _IDLE: dict[str, tuple[Any, ...]] = {
     "store": (False,),
     "metadata": ({},),
     "modalities": (["text"],),
-    "response_format": ({"type": "text"},),
     "service_tier": ("auto", "default"),
 }
 _CHOICES = {"none": "none", "auto": "auto", "required": "any"}
 _SAME = ("model", "stream", "temperature", "top_p")
 _READ = frozenset(
     {*_SAME, "messages", "max_tokens", "max_completion_tokens", "stop", "stream_options", "tools", "tool_choice"}
-    | {"parallel_tool_calls", "user"}
+    | {"parallel_tool_calls", "reasoning_effort", "response_format", "user"}
 )
+_EFFORTS = ("low", "medium", "high", "xhigh", "max")
+"""Those of both protocols."""
 _tell = Telling("The model's provider speaks Messages, which cannot say this.")
 _DATA_URL = re.compile(r"data:(image/(?:jpeg|png|gif|webp));base64,(.*)", re.DOTALL)
 
@@ -64,6 +65,8 @@ def translate(body: bytes) -> bytes:
     choice = _choice(request)
     if choice is not None:
         out["tool_choice"] = choice
+    if config := _output_config(request):
+        out["output_config"] = config
     if request.get("user") is not None:
         out["metadata"] = {"user_id": request["user"]}
     _tell.only(request.get("stream_options") or {}, {"include_usage", "include_obfuscation"}, ("stream_options",))
@@ -104,7 +107,7 @@ def _conversation(messages: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _said(message: dict[str, Any], path: Path) -> list[dict[str, Any]]:
-    _tell.only(message, {"role", "content", "tool_calls"}, path)
+    _tell.only(message, {"role", "content", "tool_calls"}, path, idle={"annotations": []})
     blocks = _texts(message["content"], (*path, "content")) if message.get("content") is not None else []
     for index, call in enumerate(message.get("tool_calls") or ()):
         place = (*path, "tool_calls", index)
@@ -176,12 +179,37 @@ def _tool(tool: dict[str, Any], path: Path) -> dict[str, Any]:
     if tool.get("type") != "function" or not isinstance(function, dict):
         raise _tell.untold(*path, "type")
     _tell.only(tool, {"type", "function"}, path)
-    _tell.only(function, {"name", "description", "parameters"}, (*path, "function"), idle={"strict": False})
-    schema = function.get("parameters")
+    _tell.only(function, {"name", "description", "parameters", "strict"}, (*path, "function"))
+    schema, strict = function.get("parameters"), function.get("strict")
+    if not isinstance(strict, (bool, type(None))):
+        raise _tell.untold(*path, "function", "strict")
     if not isinstance(schema, (dict, type(None))):
         raise _tell.untold(*path, "function", "parameters")
     out = {"name": function["name"], "input_schema": {"type": "object"} if schema is None else schema}
+    out |= {"strict": True} if strict else {}
     return out if function.get("description") is None else out | {"description": function["description"]}
+
+
+def _output_config(request: dict[str, Any]) -> dict[str, Any]:
+    """How much effort, and the schema that the reply has to fit."""
+    config: dict[str, Any] = {}
+    effort, wanted = request.get("reasoning_effort"), request.get("response_format")
+    if effort is not None:
+        if effort not in _EFFORTS:
+            raise _tell.untold("reasoning_effort")
+        config["effort"] = effort
+    if wanted is not None and wanted != {"type": "text"}:
+        if wanted.get("type") != "json_schema":
+            raise _tell.untold("response_format")
+        _tell.only(wanted, {"type", "json_schema"}, ("response_format",))
+        named: Any = wanted.get("json_schema")
+        place: Path = ("response_format", "json_schema")
+        # Messages have no name for it, and hold to every schema strictly.
+        _tell.only(named, {"name", "schema", "strict"}, place)
+        if not isinstance(named.get("schema"), dict):
+            raise _tell.untold(*place, "schema")
+        config["format"] = {"type": "json_schema", "schema": named["schema"]}
+    return config
 
 
 def _choice(request: dict[str, Any]) -> dict[str, Any] | None:

@@ -58,7 +58,7 @@ def parse_request(body: bytes, server: Server, decode: Decode) -> Call:
         model=model,
         stream=False,
         body=body,
-        prompt=Prompt(model, tuple(reading.segments), tuple(reading.unscannable)),
+        prompt=Prompt(model, tuple(reading.segments), tuple(reading.unscannable), apart=True),
         user_texts=texts,
         max_output_tokens=0,
         token_ids=reading.token_ids,

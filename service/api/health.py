@@ -1,4 +1,4 @@
-"""`/health/live`, `/health/ready` and `/metrics`: for orchestrators and operators, without any text of a request."""
+"""`/health/live`, `/health/ready`, LLM Guard's names for them, and `/metrics`: without any text of a request."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from service.api.chat_reply import ChatWire
 _error_body = ChatWire().error_body
 
 
-def live() -> Handler:
-    """The process answers."""
+def live(word: str = "live") -> Handler:
+    """The process answers, with this word."""
 
     async def render(_: str) -> tuple[int, str, bytes]:
-        return 200, "application/json", b'{"status":"live"}'
+        return 200, "application/json", msgspec.json.encode({"status": word})
 
     return page(render, error_body=_error_body)
 

@@ -15,6 +15,7 @@ from service.api.messages_prompt import FIELDS, Reading
 from service.api.messages_reply import CountWire, MessagesWire
 from service.api.offered_tools import end_user_of, message_results, message_tools
 from service.api.request_fields import model_of, read_object, recorded
+from service.api.request_texts import Calls
 from service.api.sampling import sampling_of
 from service.firewall.prompt import Prompt
 from service.gateway import Gateway
@@ -53,6 +54,7 @@ def _call(request: dict[str, Any], body: bytes, server: Server, *, stream: Any, 
     model = model_of(request)
     reading = Reading()
     count = reading.messages(request.get("messages"), server.max_messages)
+    _check(request["messages"])
     reading.system(request.get("system"), count)
     reading.fields(request)
     return Call(
@@ -74,3 +76,15 @@ def _call(request: dict[str, Any], body: bytes, server: Server, *, stream: Any, 
         unknown_fields=recorded(request.keys() - FIELDS.known),
         sampling=sampling_of(request),
     )
+
+
+def _check(messages: list[dict[str, Any]]) -> None:
+    """Raises MalformedRequest for a tool's result that nothing called for."""
+    calls = Calls()
+    for index, message in enumerate(messages):
+        content = message.get("content")
+        for position, block in enumerate(content if isinstance(content, list) else ()):
+            if block["type"] == "tool_use":
+                calls.made(block.get("id"))
+            elif block["type"] == "tool_result":
+                calls.answered(block["tool_use_id"], ("messages", index, "content", position, "tool_use_id"))

@@ -67,7 +67,7 @@ class MessagesWire:
         except UpstreamInvalid:
             return reply_texts.read_as_text(body)
 
-    def open_stream(self) -> MessagesStream:
+    def open_stream(self, choices: int = 1) -> MessagesStream:
         """A reader for one streamed reply."""
         return MessagesStream()
 

@@ -180,18 +180,20 @@ class RequestTexts:
         return tuple(segment.text for segment in self.segments if segment.role == role)
 
     def role_of(self, message: Any, path: Path, roles: Mapping[str, Role], index: int) -> Role:
-        """A message's role; one that the protocol does not know is a text, and its message a document.
-
-        Raises MalformedRequest.
+        """A message's role. In an odd spelling it is a text as well. Raises MalformedRequest for one that the protocol
+        does not know: what a provider would make of it cannot be told.
         """
         if not isinstance(message, dict):
             raise malformed(pointer(*path), "a message object")
         wire_role = message.get("role")
         if not isinstance(wire_role, str):
             raise malformed(pointer(*path, "role"), "a role")
+        role = roles.get(wire_role.strip().lower())  # a lenient reader would not mind the case
+        if role is None:
+            raise malformed(pointer(*path, "role"), "a role that this protocol has")
         if wire_role not in roles:
             self.text(wire_role, (*path, "role"), "document", index)
-        return roles.get(wire_role.strip().lower(), "document")  # a lenient reader would not mind the case
+        return role
 
     def unescaped(self, arguments: str, path: Path, message: int) -> None:
         """Arguments are JSON in a string: their own escapes are judged by what they say."""
@@ -241,6 +243,27 @@ class RequestTexts:
             self._tokens += -(len(value) // -CHARS_PER_SOUND_TOKEN)
         else:
             self._tokens += max(LEAST_FILE_TOKENS, -(len(value) // -CHARS_PER_FILE_TOKEN))
+
+
+class Calls:
+    """The tool calls that a conversation has made so far. What a tool gave back must answer one of them."""
+
+    def __init__(self) -> None:
+        self._ids: set[str] = set()
+        self._nameless = False
+
+    def made(self, call_id: Any) -> None:
+        """A call; some servers give them no ids."""
+        if isinstance(call_id, str):
+            self._ids.add(call_id)
+        else:
+            self._nameless = True
+
+    def answered(self, call_id: Any, path: Path) -> None:
+        """A result, whose id stands at `path`. Raises MalformedRequest where nothing called for it."""
+        known = call_id in self._ids if isinstance(call_id, str) else bool(self._ids)
+        if not known and not self._nameless:
+            raise malformed(pointer(*path), "the id of a call that an earlier message made")
 
 
 def message_list(messages: Any, max_messages: int) -> list[Any]:

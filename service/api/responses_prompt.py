@@ -25,6 +25,7 @@ _DOCUMENT_FIELDS = frozenset(
     | {"prompt_cache_key", "prompt_cache_options", "prompt_cache_retention", "safety_identifier", "service_tier"}
     | {"stream_options", "truncation", "user"}
 )
+_ASKING = ("input", "prompt", "previous_response_id", "conversation")
 _READ_APART = frozenset({"conversation", "input", "instructions", "model", "previous_response_id", "prompt"})
 FIELDS = Fields(
     booleans=frozenset({"background", "parallel_tool_calls", "store", "stream"}),
@@ -99,7 +100,11 @@ class Reading(RequestTexts):
         self.unknown: set[str] = set()
 
     def read(self, request: dict[str, Any], max_items: int) -> None:
-        """The whole body. Raises PayloadTooLarge over `max_items`, MalformedRequest for wrong types."""
+        """The whole body. Raises PayloadTooLarge over `max_items`, MalformedRequest for wrong types and for a body that
+        asks nothing.
+        """
+        if all(request.get(name) is None for name in _ASKING):
+            raise malformed("/input", f"one of {', '.join(_ASKING)}")
         if instructions := request.get("instructions"):
             self.text(instructions, ("instructions",), "system")
         self._input(request.get("input"), max_items)
@@ -170,9 +175,12 @@ class Reading(RequestTexts):
         wire_role = item.get("role")
         if not isinstance(wire_role, str):
             raise malformed(pointer(*path, "role"), "a role")
+        role = _ROLES.get(wire_role.strip().lower())  # a lenient reader would not mind the case
+        if role is None:
+            raise malformed(pointer(*path, "role"), "a role that this protocol has")
         if wire_role not in _ROLES:
             self.text(wire_role, (*path, "role"), "document", index)
-        return _ROLES.get(wire_role.strip().lower(), "document")  # a lenient reader would not mind the case
+        return role
 
     def _member(self, name: str, value: Any, path: Path, index: int, role: Role) -> None:
         """One member of an item of any type."""

@@ -40,7 +40,7 @@ class ResponsesWire(ChatWire):
         except UpstreamInvalid:
             return reply_texts.read_as_text(body)
 
-    def open_stream(self) -> ResponsesStream:
+    def open_stream(self, choices: int = 1) -> ResponsesStream:
         """A reader for one streamed reply."""
         return ResponsesStream()
 

@@ -1,22 +1,27 @@
 """What the provider keeps of responses: `GET` and `DELETE /v1/responses/{id}`, `POST /v1/responses/{id}/cancel`.
 
-Only ids that were issued to the caller's tenant are passed on, and what comes back is judged like any reply. Source:
-OpenAI API reference, "Get a model response", "Delete a model response", "Cancel a response".
+Only ids that were issued to the caller's tenant are passed on, and what comes back is judged like any reply. A stream
+is asked for whole, however much of it the caller has: a judge that began in its middle would see half a secret.
+Source: OpenAI API reference, "Get a model response", "Delete a model response", "Cancel a response".
 """
 
 from __future__ import annotations
 
 import contextlib
 import re
+from collections.abc import Sequence
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
+from msgspec.structs import replace
+
+from service.api import sse
 from service.api.asgi import Handler, HttpExchange, MethodNotAllowed, malformed
-from service.api.responses_reply import ResponsesWire
-from service.errors import MalformedRequest, NotFound
+from service.api.responses_reply import ResponsesStream, ResponsesWire
+from service.errors import MalformedRequest, NotFound, WireError
 from service.firewall.prompt import Prompt
 from service.gateway import Gateway
-from service.interfaces import Call, CallerLeft
+from service.interfaces import Call, CallerLeft, Piece
 from service.settings import Server
 
 PATH = "/v1/responses"
@@ -61,11 +66,53 @@ class _Exchange(HttpExchange):
         self.check_caller()
         if await self.body() not in {b"", b"{}"}:
             raise malformed("", "no body")
-        return call_of(self._scope["method"], self._scope["path"], self._scope["query_string"])
+        query = self._scope["query_string"]
+        call = call_of(self._scope["method"], self._scope["path"], query)
+        after = dict(_fields(query)).get("starting_after")
+        if call.stream and after is not None:
+            self._wire = ResumedWire(int(after))
+        return call
+
+
+class ResumedWire(ResponsesWire):
+    """A stream of which the caller has all events up to number `after`: they are judged with the rest, and not sent."""
+
+    def __init__(self, after: int) -> None:
+        self._after = after
+
+    def open_stream(self, choices: int = 1) -> ResumedStream:
+        """A reader for one streamed reply."""
+        return ResumedStream(self._after)
+
+    def rewrite(self, piece: Piece, texts: Sequence[str]) -> bytes | None:
+        """The piece with these texts, nothing of one that the caller has; None where one cannot be changed."""
+        written = super().rewrite(piece, texts)
+        return b"" if written is not None and _is_known(piece, self._after) else written
+
+    def error_event(self, error: WireError, after: int | None) -> bytes:
+        """An `error` event, numbered behind what the caller has."""
+        return super().error_event(error, self._after if after is None else max(after, self._after))
+
+
+class ResumedStream(ResponsesStream):
+    """Reads a whole stream (`interfaces.StreamReader`); events up to number `after` have no bytes to send."""
+
+    def __init__(self, after: int) -> None:
+        super().__init__()
+        self._after = after
+
+    def _piece(self, event: sse.Event, data: str) -> Piece:
+        piece = super()._piece(event, data)
+        return replace(piece, raw=b"") if _is_known(piece, self._after) else piece
+
+
+def _is_known(piece: Piece, after: int) -> bool:
+    return piece.number is not None and piece.number <= after
 
 
 def call_of(method: str, path: str, query: bytes) -> Call:
-    """The call that a request line stands for; `path` is what follows `PATH`.
+    """The call that a request line stands for; `path` is what follows `PATH`. A stream's leaves out where the caller
+    wants it to begin.
 
     Raises NotFound, MethodNotAllowed, MalformedRequest.
     """
@@ -76,10 +123,13 @@ def call_of(method: str, path: str, query: bytes) -> Call:
     if method not in ({"POST"} if cancel else {"GET", "DELETE"}):
         raise MethodNotAllowed("Use POST." if cancel else "Use GET or DELETE.")
     fields = _fields(query)
+    stream = method == "GET" and ("stream", "true") in fields
+    if stream:
+        fields = [(name, value) for name, value in fields if name != "starting_after"]
     asked = f"?{urlencode(fields)}" if fields else ""
     return Call(
         model="",
-        stream=method == "GET" and ("stream", "true") in fields,
+        stream=stream,
         body=b"",
         prompt=Prompt("", ()),
         stored=response_id,

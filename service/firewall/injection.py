@@ -100,7 +100,7 @@ class InjectionGuard:
         self._executor.shutdown(wait=False, cancel_futures=True)
 
     async def judge(self, prompt: Prompt, *, digest: Digest, cache_scope: str) -> Verdict:
-        """The verdict on a prompt within `detection.deadline_s`.
+        """The verdict on a prompt within `detection.deadline_s`, which each group of texts has that are judged apart.
 
         `digest` makes the keyed hash that findings carry; `cache_scope` names whose cached scores may be used (tenant
         and policy version). Raises Overloaded, DeadlineExceeded or GuardFailed where on_error is "block".
@@ -112,8 +112,7 @@ class InjectionGuard:
             for item in prompt.unscannable
         ]
         try:
-            async with asyncio.timeout(self._detection.deadline_s):
-                found, unjudged, cell = await self._judge(prompt, digest, cache_scope)
+            found, unjudged, cell = await self._judge(prompt, digest, cache_scope)
         except UnavailableError:
             if self._detection.on_error == "block":
                 raise
@@ -144,14 +143,34 @@ class InjectionGuard:
             raise DeadlineExceeded("judging took longer than detection.deadline_s") from error
 
     async def _judge(self, prompt: Prompt, digest: Digest, cache_scope: str) -> _Found:
+        """Texts that stand apart are judged in as many groups as their windows need, one after the other: only a text
+        that is too long by itself is oversize.
+        """
+        async with asyncio.timeout(self._detection.deadline_s):
+            found = await self._judge_together(prompt, digest, cache_scope)
+        if found is not None:
+            return found
+        segments = prompt.segments
+        if not prompt.apart or len(segments) < 2:
+            return self._oversize()
+        half = len(segments) // 2
+        halves = [msgspec.structs.replace(prompt, segments=part) for part in (segments[:half], segments[half:])]
+        findings, unjudged, cell = await self._judge(halves[0], digest, cache_scope)
+        if severest(finding.action for finding in findings) == "block":
+            return findings, unjudged, cell
+        more, others, last = await self._judge(halves[1], digest, cache_scope)
+        return [*findings, *more], tuple(dict.fromkeys(unjudged + others)), last if last >= 0 else cell
+
+    async def _judge_together(self, prompt: Prompt, digest: Digest, cache_scope: str) -> _Found | None:
+        """None where there is more text than `detection.max_windows` windows."""
         deadline = monotonic() + self._detection.deadline_s
         if sum(len(segment.text) for segment in prompt.segments) > self._max_chars:
-            return self._oversize()
+            return None
         loop = asyncio.get_running_loop()
         prefix = scope_key(cache_scope, self._version)
         job = await loop.run_in_executor(self._executor, self._prepare, prompt, prefix, deadline)
         if job.oversize:
-            return self._oversize()
+            return None
         encoded = None
         if job.missing:
             encoded = await self._batcher.encode(list(job.missing.values()), deadline - monotonic())

@@ -43,11 +43,12 @@ class Unscannable(msgspec.Struct, frozen=True):
 
 
 class Prompt(msgspec.Struct, frozen=True):
-    """Everything of one request that the guards judge."""
+    """Everything of one request that the guards judge. `apart`: nobody reads its texts together."""
 
     model: str
     segments: tuple[Segment, ...]
     unscannable: tuple[Unscannable, ...] = ()
+    apart: bool = False
 
 
 def joined_segments(prompt: Prompt) -> Iterator[Segment]:

@@ -1,7 +1,8 @@
 """One call's way to whoever can answer it: one provider after the other, before the first byte only.
 
-A provider is asked after another only once that one has refused, could not be reached or was not asked at all: a call
-is never with two of them. One that is silent may be working, and nobody is asked in its place.
+A provider is asked after another only once that one has refused, could not be reached or was not asked at all (a
+translation may have no words for the call): a call is never with two of them. One that is silent may be working, and
+nobody is asked in its place.
 """
 
 from __future__ import annotations
@@ -70,10 +71,12 @@ class Route:
 
         How it went is a status, `unreachable`, `timeout`, `invalid`, `full`, `open` (the breaker), `refused`
         (the provider cannot be asked this; nothing was sent) or `left`. Where
-        nobody can take the call, the last answer that a provider gave is the reply. Raises UpstreamError.
+        nobody can take the call, the last answer that a provider gave is the reply. Raises UpstreamError, and
+        RequestError where nobody could be asked this.
         """
         kept: LineReply | None = None
         failure: UpstreamError | None = None
+        refusal: RequestError | None = None
         try:
             for target in self.targets:
                 try:
@@ -81,6 +84,9 @@ class Route:
                 except (UpstreamUnreachable, UpstreamUnavailable) as error:
                     if failure is None or isinstance(failure, UpstreamUnavailable):
                         failure = error
+                    continue
+                except RequestError as error:
+                    refusal = refusal or error
                     continue
                 if kept is not None:
                     await kept.close()
@@ -95,8 +101,9 @@ class Route:
             raise
         if kept is not None:
             return kept
-        assert failure is not None
-        raise failure
+        reason = failure or refusal  # who is only away may take it yet
+        assert reason is not None
+        raise reason
 
     async def _ask(
         self,

@@ -19,7 +19,7 @@ from service.api import chat, completions, embeddings, messages, responses
 from service.errors import MalformedRequest
 from service.interfaces import Call
 from service.settings import Server
-from tests.sdk_types import Marked, marked
+from tests.sdk_types import Marked, marked, said_before
 
 SENTENCE = "a mark that nobody else says"
 DASHED = "a-mark-that-nobody-else-says"
@@ -52,7 +52,7 @@ KEPT = ("conversation", "id", "previous_response_id")
 
 
 def body(request: dict[str, Any]) -> bytes:
-    return json.dumps({"model": "up-whole", **request}).encode()
+    return json.dumps({"model": "up-whole", **said_before(request)}).encode()
 
 
 def fate(parse: Parse, found: Marked, mark: str) -> str:

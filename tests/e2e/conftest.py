@@ -214,11 +214,11 @@ class Upstream:
     async def _one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
         headers = {k.lower(): v for k, v in (line.split(": ", 1) for line in head[1:] if line)}
-        body = await reader.readexactly(int(headers["content-length"]))
+        body = await reader.readexactly(int(headers.get("content-length", "0")))
         self.requests.append((headers, body))
         self.arrived.release()
         self.paths.append(head[0].split(" ")[1])
-        kind = json.loads(body)["model"].removeprefix("up-").removeprefix("claude-")
+        kind = json.loads(body)["model"].removeprefix("up-").removeprefix("claude-") if body else "pieces"
         json_head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"
         sse_head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n"
         chunk = b'data: {"choices":[{"index":0,"delta":{"content":"hello "},"finish_reason":null}]}\n\n'

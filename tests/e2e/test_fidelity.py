@@ -26,7 +26,7 @@ from service.interfaces import Call
 from service.settings import Server
 from tests.conftest import serve
 from tests.contract.test_every_field_asked import REQUESTS
-from tests.sdk_types import drawn
+from tests.sdk_types import drawn, said_before
 
 SIGNS = ["\\", "/", '"', "\t", "&"]
 # A reply shares no word with its request: of so few, some would tell the system text by chance, and rightly be stopped.
@@ -70,6 +70,7 @@ class Made:
         while True:
             made: dict[str, Any] = {"model": model, **(self.drawn(kind) or {})}
             made = {name: value for name, value in made.items() if name not in LEFT_OUT} | {"model": model}
+            made = said_before(made)
             if self.stream:
                 made["stream"] = True
             if self.stream and self.name in {"chat/completions", "completions"}:

@@ -299,29 +299,91 @@ async def test_a_broken_guard_is_a_503_without_its_message(world: Any, ask: Any)
 # -- bad input -------------------------------------------------------------------------------------------------------
 
 
-def chat(content: str) -> bytes:
-    return b'{"model":"sandbox-echo","messages":[{"role":"user","content":' + content.encode() + b"}]}"
-
-
-BAD_BODIES = {
-    "not json": (b"{oh", 400, None),
-    "empty": (b"", 400, None),
-    "duplicate key": (b'{"model":"a","model":"b","messages":[]}', 400, "/model"),
-    "nul": (chat('"a\\u0000"'), 400, "/messages/0/content"),
-    "lone surrogate": (chat('"\\ud800"'), 400, "/messages/0/content"),
-    "not utf-8": (chat('"x"').replace(b"x", b"\xff"), 400, None),
-    "deep": (chat("[" * 5_000 + "]" * 5_000), 400, None),
-    "deep within": (chat("[" * 80 + "]" * 80), 400, "/messages"),
-    "wrong type": (chat("5"), 400, "/messages/0/content"),
-    "broken part": (chat('[{"type":"text"}]'), 400, "/messages/0/content/0/text"),
-    "10,000 messages": (
-        json.dumps({"model": "sandbox-echo", "messages": [{"role": "user", "content": "x"}] * 10_000}).encode(),
-        413,
-        "/messages",
+CHAT = "/v1/chat/completions"
+# Of every route: what stands around its text, and the place of that.
+ROUTES = {
+    CHAT: ('{"model":"sandbox-echo","messages":[{"role":"user","content":', "}]}", "/messages/0/content"),
+    "/v1/responses": ('{"model":"sandbox-echo","input":[{"role":"user","content":', "}]}", "/input/0/content"),
+    "/v1/messages": (
+        '{"model":"sandbox-echo","max_tokens":9,"messages":[{"role":"user","content":',
+        "}]}",
+        "/messages/0/content",
     ),
-    "too large": (chat('"' + "a" * 1_000_000 + '"'), 413, None),
-    "brackets": (b"[" + b"[]," * 300_000 + b"[]]", 413, None),
+    "/v1/messages/count_tokens": (
+        '{"model":"sandbox-echo","messages":[{"role":"user","content":',
+        "}]}",
+        "/messages/0/content",
+    ),
+    "/v1/completions": ('{"model":"sandbox-echo","prompt":', "}", "/prompt"),
+    "/v1/embeddings": ('{"model":"sandbox-embedding","input":', "}", "/input"),
+    "/v1/moderations": ('{"input":', "}", "/input"),
+    "/v1/scan": ('{"messages":[{"role":"user","content":', "}]}", "/messages/0/content"),
 }
+
+
+def bad_bodies(route: str) -> dict[str, tuple[bytes, int, str | None]]:
+    """Bodies that are no request of this route, with the status and the place that they are refused with."""
+    before, after, place = ROUTES[route]
+    member = f"/{place.split('/')[1]}"
+    part = f"{place}/0" if route in {"/v1/completions", "/v1/embeddings"} else f"{place}/0/text"
+
+    def holding(content: str) -> bytes:
+        return f"{before}{content}{after}".encode()
+
+    bodies: dict[str, tuple[bytes, int, str | None]] = {
+        "not json": (b"{oh", 400, None),
+        "empty": (b"", 400, None),
+        "duplicate key": (b'{"model":"a","model":"b","messages":[]}', 400, "/model"),
+        "nul": (holding('"a\\u0000"'), 400, place),
+        "lone surrogate": (holding('"\\ud800"'), 400, place),
+        "not utf-8": (holding('"zz"').replace(b"zz", b"\xff"), 400, None),
+        "deep": (holding("[" * 5_000 + "]" * 5_000), 400, None),
+        "deep within": (holding("[" * 80 + "]" * 80), 400, member),
+        "wrong type": (holding("5"), 400, place),
+        "broken part": (holding('[{"type":"text"}]'), 400, part),
+        "too large": (holding('"' + "a" * 1_000_000 + '"'), 413, None),
+        "brackets": (b"[" + b"[]," * 300_000 + b"[]]", 413, None),
+    }
+    if place == member:
+        bodies["10,000 texts"] = (holding(json.dumps(["x"] * 10_000)), 413, member)
+        return bodies
+    turn = holding('"x"').partition(b"[")[2].rpartition(b"]")[0]
+    bodies["10,000 messages"] = (holding('"x"').replace(turn, b",".join([turn] * 10_000)), 413, member)
+    bodies["unknown role"] = (holding('"x"').replace(b'"user"', b'"wizard"'), 400, f"{member}/0/role")
+    if route == CHAT:
+        result, where = {"role": "tool", "tool_call_id": "c1", "content": "x"}, "/messages/0/tool_call_id"
+        bodies["result of no call"] = (holding('"x"').replace(turn, json.dumps(result).encode()), 400, where)
+        bodies["system beside"] = (holding('"x"')[:-1] + b',"system":"x"}', 400, "/system")
+        bodies["other protocol"] = (holding('[{"type":"thinking"}]'), 400, f"{place}/0/type")
+    if route.startswith("/v1/messages"):
+        result = {"type": "tool_result", "tool_use_id": "t1", "content": "x"}
+        bodies["result of no call"] = (holding(json.dumps([result])), 400, f"{place}/0/tool_use_id")
+    if route == "/v1/responses":
+        bodies["asks nothing"] = (b'{"model":"sandbox-echo","instructions":"x"}', 400, "/input")
+    return bodies
+
+
+@pytest.mark.parametrize("route", ROUTES)
+async def test_bad_input_is_refused_in_the_words_of_its_protocol_with_its_place_and_one_row(
+    world: Any, client: aiohttp.ClientSession, route: str
+) -> None:
+    headers = {"content-type": "application/json"}
+    for number, (name, (body, status, pointer)) in enumerate(bad_bodies(route).items(), 1):
+        async with client.post(route, data=body, headers=headers) as answer:
+            assert (answer.status, answer.headers["x-firewall-action"]) == (status, "error"), name
+            told = await answer.json()
+        if route.startswith("/v1/messages"):
+            kind = "invalid_request_error" if status == 400 else "request_too_large"
+            assert (told.keys(), told["type"], told["error"]["type"]) == ({"type", "error"}, "error", kind), name
+            assert told["error"]["message"].startswith(f"{pointer}: " if pointer else ""), name
+        else:
+            assert told.keys() == {"error"} and told["error"].keys() == {"message", "type", "param", "code"}, name
+            assert told["error"]["type"] == "invalid_request_error", name
+            assert pointer in (None, told["error"]["param"]), name
+        assert [row.status for row in world.audit.rows[number - 1 :]] == [status], name
+
+
+BAD_BODIES = bad_bodies(CHAT)
 
 
 @pytest.mark.parametrize("name", BAD_BODIES)
@@ -373,7 +435,8 @@ async def test_a_chunked_body_is_cut_off_at_the_cap(world: Any, client: aiohttp.
 async def test_no_web_page_may_call_an_open_firewall(
     world: Any, client: aiohttp.ClientSession, headers: dict[str, str], status: int
 ) -> None:
-    async with client.post("/v1/chat/completions", data=chat('"hi"'), headers=headers) as answer:
+    body = b'{"model":"sandbox-echo","messages":[{"role":"user","content":"hi"}]}'
+    async with client.post("/v1/chat/completions", data=body, headers=headers) as answer:
         assert answer.status == status
         assert answer.headers["x-firewall-request-id"]
         assert "access-control-allow-origin" not in answer.headers
@@ -406,6 +469,9 @@ async def test_an_unknown_model_is_not_found(world: Any, ask: Any) -> None:
         ("DELETE", "/v1/models", 405),
         ("GET", "/health/live", 200),
         ("GET", "/health/ready", 200),
+        ("GET", "/healthz", 200),
+        ("GET", "/readyz", 200),
+        ("POST", "/healthz", 405),
         ("GET", "/metrics", 200),
         ("GET", "/v1/models", 200),
     ],
@@ -419,6 +485,11 @@ async def test_every_answer_is_signed_and_every_error_enveloped(
         assert answer.headers["x-firewall-action"] == ("allow" if status < 400 else "error")
         if status >= 400:
             assert set((await answer.json())["error"]) == {"message", "type", "param", "code"}
+
+
+async def test_llm_guard_s_probes_are_answered_in_its_words(client: aiohttp.ClientSession) -> None:
+    told = [json.loads((await _read(client.get(path)))[1])["status"] for path in ("/healthz", "/readyz")]
+    assert told == ["alive", "ready"]
 
 
 async def test_models_are_the_sandbox_s_and_the_globs(client: aiohttp.ClientSession) -> None:

@@ -22,6 +22,14 @@ TOOLS = [{"type": "function", "function": WEATHER}]
 CALL = {"id": "t1", "type": "function", "function": {"name": "weather", "arguments": '{"in": "Rome"}'}}
 
 
+FORMAT: dict[str, Any] = {"type": "json_schema", "schema": {"type": "object", "properties": {"city": {}}}}
+SCHEMA = "/response_format/json_schema"
+
+
+def json_schema(**more: Any) -> dict[str, Any]:
+    return {"type": "json_schema", "json_schema": {"name": "city", "schema": FORMAT["schema"], **more}}
+
+
 def told(messages: Any = HELLO, **fields: Any) -> dict[str, Any]:
     """What becomes of a request that the front accepts; it has to be one that Messages accept."""
     body = json.dumps({"model": "m", "messages": messages, **fields}).encode()
@@ -100,6 +108,12 @@ def test_what_one_side_says_in_a_row_is_one_turn_and_system_texts_stand_apart() 
         ),
         ({"n": 1, "presence_penalty": 0.0, "store": False, "logprobs": False, "seed": None}, {}),
         ({"response_format": {"type": "text"}, "service_tier": "auto", "modalities": ["text"]}, {}),
+        ({"reasoning_effort": "low"}, {"output_config": {"effort": "low"}}),
+        ({"response_format": json_schema()}, {"output_config": {"format": FORMAT}}),
+        (
+            {"response_format": json_schema(strict=True), "reasoning_effort": "xhigh"},
+            {"output_config": {"effort": "xhigh", "format": FORMAT}},
+        ),
     ],
 )
 def test_members_that_have_a_counterpart_are_told_and_those_that_say_nothing_left_out(
@@ -109,6 +123,20 @@ def test_members_that_have_a_counterpart_are_told_and_those_that_say_nothing_lef
     translated = told(**fields)
     translated.pop("tools", None)
     assert translated == wanted
+
+
+@pytest.mark.parametrize(("strict", "more"), [(True, {"strict": True}), (False, {}), (None, {})])
+def test_a_tool_is_as_strict_as_it_was_asked_to_be(strict: bool | None, more: dict[str, bool]) -> None:
+    (tool,) = told(tools=[{"type": "function", "function": {**WEATHER, "strict": strict}}])["tools"]
+    assert tool == {"name": "weather", "description": "Tells it.", "input_schema": WEATHER["parameters"], **more}
+
+
+def test_a_turn_as_openai_s_own_sdk_gives_it_back_is_told() -> None:
+    said = {"role": "assistant", "content": "Sun.", "refusal": None, "annotations": [], "audio": None}
+    assert told([*HELLO, {**said, "function_call": None, "tool_calls": None}, *HELLO])["messages"][1] == {
+        "role": "assistant",
+        "content": [text("Sun.")],
+    }
 
 
 @pytest.mark.parametrize(
@@ -140,16 +168,19 @@ def called(arguments: str) -> dict[str, Any]:
         ({"logprobs": True}, "/logprobs"),
         ({"frequency_penalty": 0.5}, "/frequency_penalty"),
         ({"response_format": {"type": "json_object"}}, "/response_format"),
-        ({"reasoning_effort": "low"}, "/reasoning_effort"),
+        ({"reasoning_effort": "none"}, "/reasoning_effort"),
+        ({"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}}, f"{SCHEMA}/schema"),
+        ({"response_format": json_schema(description="a city")}, f"{SCHEMA}/description"),
+        ({"messages": [{"role": "assistant", "content": "x", "annotations": [{"a": 1}]}]}, "/messages/0/annotations"),
         ({"made_up": 1}, "/made_up"),
         ({"stream_options": {"x": 1}}, "/stream_options/x"),
         ({"functions": [WEATHER]}, "/functions"),
         ({"tools": [{"type": "custom", "custom": {"name": "x"}}]}, "/tools/0/type"),
-        ({"tools": [{"type": "function", "function": {**WEATHER, "strict": True}}]}, "/tools/0/function/strict"),
+        ({"tools": [{"type": "function", "function": {**WEATHER, "strict": "yes"}}]}, "/tools/0/function/strict"),
         ({"tools": [{"type": "function", "function": {**WEATHER, "parameters": "x"}}]}, "/tools/0/function/parameters"),
         ({"tools": TOOLS, "tool_choice": {"type": "allowed_tools"}}, "/tool_choice"),
         ({"messages": [*HELLO, {"role": "system", "content": "late"}]}, "/messages/1/role"),
-        ({"messages": [{"role": "function", "name": "f", "content": "x"}]}, "/messages/0/role"),
+        ({"messages": [called("{}"), {"role": "function", "name": "f", "content": "x"}]}, "/messages/1/role"),
         ({"messages": user("hi", name="bob")}, "/messages/0/name"),
         ({"messages": user({"type": "text", "text": "a", "cache": 1})}, "/messages/0/content/0/cache"),
         ({"messages": user({"type": "file", "file": {"file_id": "f"}})}, "/messages/0/content/0/type"),
@@ -162,7 +193,7 @@ def called(arguments: str) -> dict[str, Any]:
             "/messages/0/content/0/image_url/detail",
         ),
         ({"messages": [{"role": "assistant", "content": None, "refusal": "no"}]}, "/messages/0/refusal"),
-        ({"messages": [{"role": "tool", "content": "x"}]}, "/messages/0/tool_call_id"),
+        ({"messages": [called("{}"), {"role": "tool", "content": "x"}]}, "/messages/1/tool_call_id"),
         (
             {"messages": [called("{")]},
             "/messages/0/tool_calls/0/function/arguments",

@@ -17,6 +17,7 @@ from service.settings import Server
 
 TEXT_FILE = {"file_data": "data:text/plain;base64," + base64.b64encode(b"from a file").decode()}
 CALLED = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+ASKED = {"role": "assistant", "tool_calls": [CALLED]}
 
 
 def parse(**request: Any) -> Call:
@@ -30,9 +31,14 @@ def found(call: Call) -> set[tuple[str, str, str]]:
 
 def test_each_wire_role_becomes_the_role_that_its_text_deserves() -> None:
     roles = ["system", "developer", "user", "tool", "function", "assistant"]
-    call = parse(messages=[{"role": role, "content": f"text of {role}"} for role in roles])
+    call = parse(
+        messages=[
+            {"role": "assistant", "tool_calls": [{}]},
+            *({"role": role, "content": f"text of {role}"} for role in roles),
+        ]
+    )
     assert [s.role for s in call.prompt.segments] == ["system", "system", "user", "tool", "tool", "tool"]
-    assert [s.message for s in call.prompt.segments] == list(range(6))
+    assert [s.message for s in call.prompt.segments] == list(range(1, 7))
     assert call.system_texts == ("text of system", "text of developer")
     assert call.user_texts == ("text of user",)
 
@@ -183,12 +189,36 @@ def test_binaries_are_named_and_text_in_data_urls_is_read() -> None:
         ({"tools": {}}, "/tools"),
         ({"tools": ["x"]}, "/tools/0"),
         ({"tools": [{"type": "function"}]}, "/tools/0/function"),
+        ({"system": "Be brief."}, "/system"),
+        ({"messages": [{"role": "wizard", "content": "x"}]}, "/messages/0/role"),
+        *(
+            ({"messages": [{"role": "user", "content": [{"type": kind}]}]}, "/messages/0/content/0/type")
+            for kind in ("tool_use", "tool_result", "thinking", "redacted_thinking")
+        ),
+        ({"messages": [{"role": "tool", "tool_call_id": "c1", "content": "x"}]}, "/messages/0/tool_call_id"),
+        ({"messages": [ASKED, {"role": "tool", "tool_call_id": "c2", "content": "x"}]}, "/messages/1/tool_call_id"),
+        ({"messages": [{"role": "tool", "tool_call_id": "c1"}, ASKED]}, "/messages/0/tool_call_id"),
+        ({"messages": [{"role": "function", "name": "f", "content": "x"}]}, "/messages/0/role"),
     ],
 )
 def test_a_wrong_type_is_refused_with_its_pointer(change: dict[str, Any], pointer: str) -> None:
     with pytest.raises(MalformedRequest) as caught:
         parse(**change)
     assert caught.value.pointer == pointer
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [ASKED, {"role": "tool", "tool_call_id": "c1", "content": "x"}],
+        [ASKED, {"role": "tool", "content": "x"}],  # some servers do without
+        [{"role": "assistant", "tool_calls": [{"function": {"name": "f"}}]}, {"role": "tool", "tool_call_id": "c1"}],
+        [{"role": "assistant", "function_call": {"name": "f"}}, {"role": "function", "name": "f", "content": "x"}],
+        [{"role": "user", "content": "hi"}, {"role": "assistant", "tool_calls": None, "content": "ho"}],
+    ],
+)
+def test_a_result_that_an_earlier_message_called_for_is_read(messages: list[Any]) -> None:
+    parse(messages=messages)
 
 
 def test_ten_thousand_messages_are_refused_quickly() -> None:
@@ -287,6 +317,34 @@ def test_a_stream_that_ends_by_its_finish_reason_is_complete() -> None:
     stream = ChatStream()
     pieces = stream.feed(b'data: {"choices":[{"index":0,"delta":{"content":"x"},"finish_reason":"stop"}]}\n\n')
     assert [piece.final for piece in pieces + stream.finish()] == [True]
+
+
+def ending(index: int) -> bytes:
+    return b'data: {"choices":[{"index":%d,"delta":{"content":"x"},"finish_reason":"stop"}]}\n\n' % index
+
+
+def test_a_stream_that_ends_before_all_choices_that_were_asked_for_is_invalid() -> None:
+    for sent in ([0], [1], [0, 0], []):
+        stream = ChatWire().open_stream(2)
+        stream.feed(b"".join(map(ending, sent)))
+        with pytest.raises(UpstreamInvalid):
+            stream.finish()
+    whole = ChatWire().open_stream(2)
+    whole.feed(ending(1) + ending(0))
+    assert whole.finish() == []
+
+
+def test_a_stream_that_says_so_is_whole_with_fewer_choices() -> None:
+    stream = ChatWire().open_stream(2)
+    stream.feed(ending(0) + b"data: [DONE]\n\n")
+    assert stream.finish() == []
+
+
+def test_a_stream_that_ends_before_its_first_choice_is_invalid() -> None:
+    stream = ChatStream()
+    stream.feed(b'data: {"choices":[],"prompt_filter_results":[]}\n\n')
+    with pytest.raises(UpstreamInvalid):
+        stream.finish()
 
 
 @pytest.mark.parametrize(

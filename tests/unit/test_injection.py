@@ -190,6 +190,32 @@ async def test_oversize_that_policy_lets_through_says_that_it_is_unjudged(house:
     assert (verdict.action, verdict.unjudged) == ("flag", ("injection",))
 
 
+def apart(*texts: str) -> Prompt:
+    segments = (Segment(text, "document", f"/input/{number}") for number, text in enumerate(texts))
+    return Prompt("sandbox-embedding", tuple(segments), apart=True)
+
+
+async def test_texts_that_stand_apart_have_a_budget_each(house: House) -> None:
+    many = [f"{BENIGN} number {number}" for number in range(50)]
+    assert (await judge(house.guard(max_windows=4), prompt(*many))).action == "block"
+    verdict = await judge(house.guard(max_windows=4), apart(*many))
+    assert (verdict.action, verdict.findings, verdict.unjudged) == ("allow", (), ())
+
+
+async def test_an_attack_in_any_of_many_texts_that_stand_apart_is_found(house: House) -> None:
+    for place in (0, 17, 49):
+        many = [f"{BENIGN} number {number}" for number in range(50)]
+        many[place] = ATTACK
+        verdict = await judge(house.guard(max_windows=4), apart(*many))
+        assert (verdict.action, verdict.decisive and verdict.decisive.pointer) == ("block", f"/input/{place}")
+
+
+async def test_one_text_that_is_too_long_is_oversize_wherever_it_stands(house: House) -> None:
+    verdict = await judge(house.guard(max_windows=2, on_oversize="flag"), apart(BENIGN, f"{BENIGN} " * 100, ATTACK))
+    assert [finding.category for finding in verdict.findings] == ["oversize", "injection"]
+    assert (verdict.action, verdict.unjudged) == ("block", ("injection",))
+
+
 async def test_a_huge_text_is_oversize_before_it_is_tokenised(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_views(text: str) -> list[Any]:
         raise AssertionError("was read")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import structlog
 
-from service.errors import UpstreamTimeout, UpstreamUnreachable
+from service.errors import MalformedRequest, UpstreamTimeout, UpstreamUnreachable
 from service.upstream.breaker import Breaker
 from service.upstream.line import Full, Line, Resting
 from service.upstream.route import Route, Target
@@ -212,9 +212,16 @@ async def test_a_place_is_free_again_however_a_call_ends(clock: Clock) -> None:
 # -- one after the other ---------------------------------------------------------------------------------------------
 
 
-async def ask(route: Route, noted: list[str]) -> Any:
+async def ask(route: Route, noted: list[str], *, refusing: str = "") -> Any:
+    """Ask; those whose names are `refusing` have no words for the call."""
+
+    def ask_of(target: Any) -> tuple[str, bytes]:
+        if target.name in refusing:
+            raise MalformedRequest("cannot be said", pointer=f"/{target.name}")
+        return "/p", target.model.encode()
+
     return await route.open(
-        lambda target: ("/p", target.model.encode()),
+        ask_of,
         stream=False,
         headers={},
         method="POST",
@@ -242,6 +249,28 @@ async def test_where_nobody_can_the_last_answer_is_the_reply_and_only_it_stays_o
     assert (reply.provider, reply.status) == ("b", 502)
     assert (providers[0].answers[0].closed, providers[1].answers[0].closed) == (1, 0)
     assert noted == ["a 503", "b 502", "c unreachable"]
+
+
+async def test_who_has_no_words_for_a_call_is_passed_over_wherever_it_stands(clock: Clock) -> None:
+    for refusing, last in (("a", "b"), ("b", "a"), ("ab", "c")):
+        noted = list[str]()
+        reply = await ask(route(clock, *(Scripted() for _ in range(3))), noted, refusing=refusing)
+        assert reply.provider == last
+        assert noted == [*(f"{name} refused" for name in refusing if name < last), f"{last} 200"]
+
+
+async def test_where_nobody_has_words_for_a_call_the_first_refusal_is_told(clock: Clock) -> None:
+    first, second = Scripted(), Scripted()
+    with pytest.raises(MalformedRequest) as caught:
+        await ask(route(clock, first, second), [], refusing="ab")
+    assert (caught.value.pointer, first.asked, second.asked) == ("/a", [], [])
+
+
+async def test_a_call_that_somebody_may_take_later_is_not_called_malformed(clock: Clock) -> None:
+    with pytest.raises(UpstreamUnreachable):
+        await ask(route(clock, Scripted(), Scripted(UpstreamUnreachable("gone"))), [], refusing="a")
+    answered = await ask(route(clock, Scripted(503), Scripted()), [], refusing="b")
+    assert (answered.provider, answered.status) == ("a", 503)
 
 
 async def test_a_silent_provider_may_be_working_and_nobody_is_asked_in_its_place(clock: Clock) -> None:

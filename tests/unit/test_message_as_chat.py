@@ -50,6 +50,10 @@ def result(content: Any = "sun", **more: Any) -> dict[str, Any]:
     return {"type": "tool_result", "tool_use_id": "t1", "content": content, **more}
 
 
+def answered(given: Any) -> list[dict[str, Any]]:
+    return [*assistant(USE), *user(given)]
+
+
 def test_a_plain_message_is_a_chat_with_its_bound() -> None:
     assert told() == {"model": "m", "max_tokens": 9, "messages": HELLO}
 
@@ -257,8 +261,8 @@ def document(**more: Any) -> dict[str, Any]:
         (document(citations={"enabled": True}), f"{FIRST}/citations"),
         (document(source=PDF), f"{FIRST}/source/type"),
         (document(source=NESTED), f"{FIRST}/source/content/0/type"),
-        ({"messages": user(result([{"type": "image", "source": PNG}]))}, f"{FIRST}/content/0"),
-        ({"messages": user(result(is_error="yes"))}, f"{FIRST}/is_error"),
+        ({"messages": answered(result([{"type": "image", "source": PNG}]))}, "/messages/1/content/0/content/0"),
+        ({"messages": answered(result(is_error="yes"))}, "/messages/1/content/0/is_error"),
         ({"messages": user({**USE})}, f"{FIRST}/type"),
         ({"messages": [*HELLO, *assistant({**USE, "id": None}), *user(result())]}, "/messages/1/content/0/id"),
         ({"messages": [*HELLO, *assistant({**USE, "type": "server_tool_use"}), *HELLO]}, "/messages/1/content/0/type"),

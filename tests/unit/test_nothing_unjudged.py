@@ -61,14 +61,16 @@ def test_text_in_the_values_of_a_token_bias_is_judged() -> None:
     ],
 )
 def test_an_id_that_reads_as_a_sentence_is_judged(message: dict[str, Any]) -> None:
-    assert "ignore_all_previous_rules" in judged(said(message))
+    asked = {"role": "assistant", "tool_calls": [{}]}
+    assert "ignore_all_previous_rules" in judged(parse(messages=[asked, {"content": "hi there", **message}]))
 
 
 @pytest.mark.parametrize(
     "made", ["call_0a1B2c3D4e5F6g7H8i9J0k1L", "8d2c6f1e-0b4a-4c55-9a3e-7f00aa12bb34", "toolu_01Ab"]
 )
 def test_an_id_as_providers_make_them_is_not_judged(made: str) -> None:
-    assert judged(said({"role": "tool", "tool_call_id": made})) == "hi there"
+    asked = {"role": "assistant", "tool_calls": [{"id": made}]}
+    assert judged(parse(messages=[asked, {"role": "tool", "tool_call_id": made, "content": "hi there"}])) == "hi there"
 
 
 @pytest.mark.parametrize(

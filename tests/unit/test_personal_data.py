@@ -70,7 +70,9 @@ async def test_a_body_with_nothing_in_it_is_the_very_same() -> None:
 
 
 async def test_a_value_has_one_placeholder_wherever_it_stands_and_another_for_another_tenant() -> None:
-    body = chat(f"{ANN} and {CARD}", messages=[{"role": "tool", "tool_call_id": "c1", "content": f"{ANN} again"}])
+    asked = {"role": "assistant", "tool_calls": [{"id": "c1"}]}
+    result = {"role": "tool", "tool_call_id": "c1", "content": f"{ANN} again"}
+    body = chat(f"{ANN} and {CARD}", messages=[asked, result])
     one, again, other = await hidden(body), await hidden(body), await hidden(body, tenant="two")
     assert len(one.values) == 2
     assert one.call.body == again.call.body

@@ -225,7 +225,9 @@ def test_unknown_fields_items_and_parts_are_recorded_and_text_in_names_is_not() 
         ({"input": ["x"]}, "/input/0"),
         ({"input": [{"type": 5}]}, "/input/0/type"),
         ({"input": [{"role": 5, "content": "x"}]}, "/input/0/role"),
+        ({"input": [{"role": "wizard", "content": "x"}]}, "/input/0/role"),
         ({"input": [{"role": "user"}]}, "/input/0/content"),
+        ({"input": None, "instructions": "x", "tools": []}, "/input"),
         ({"input": [{"role": "user", "content": 5}]}, "/input/0/content"),
         ({"input": [{"role": "user", "content": [5]}]}, "/input/0/content/0"),
         ({"input": [{"role": "user", "content": [{"type": "input_text"}]}]}, "/input/0/content/0/text"),
@@ -276,8 +278,8 @@ def test_the_output_is_bounded_by_a_splice(given: int | None, sent: int) -> None
     [
         (("GET", "/resp_1", b""), "/responses/resp_1"),
         (
-            ("GET", "/resp_1", b"stream=true&starting_after=3"),
-            "/responses/resp_1?stream=true&starting_after=3",
+            ("GET", "/resp_1", b"stream=true&starting_after=3&include_obfuscation=true"),
+            "/responses/resp_1?stream=true&include_obfuscation=true",
         ),
         (("DELETE", "/resp_1", b""), "/responses/resp_1"),
         (("POST", "/resp_1/cancel", b""), "/responses/resp_1/cancel"),
