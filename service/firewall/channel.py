@@ -10,8 +10,8 @@ from service.firewall.encoded_runs import EncodedRuns
 from service.firewall.exfiltration import ExfiltrationScanner
 from service.firewall.fingerprint import RunTracker
 from service.firewall.ngrams import Token, WordReader
-from service.firewall.patterns import LETTERS, VISIBLE, Projector
 from service.firewall.protected import RequestProtection
+from service.firewall.readings import Readings
 from service.firewall.sentences import SentenceSplitter
 
 REDACTED = "[redacted]"
@@ -39,11 +39,7 @@ class Channel:
         self.keep = 0
         self.ended = False
         self.redactions: list[tuple[int, int]] = []
-        self.projections = [
-            (Projector(form), trackers)
-            for form in (LETTERS, VISIBLE)
-            if (trackers := [patterns.tracker() for patterns in protection.patterns if patterns.form == form])
-        ]
+        self.patterns = Readings(protection.patterns)
         self.runs = [RunTracker(prints) for prints in protection.fingerprints]
         self.encoded = EncodedRuns(protection.fingerprints) if self.runs else None
         self.words = WordReader() if self.runs or by_sentence else None
@@ -73,10 +69,8 @@ class Channel:
         if self.ended:
             return self.end
         held = self.end
-        for _, trackers in self.projections:
-            for tracker in trackers:
-                if tracker.held is not None and tracker.held < held:
-                    held = tracker.held
+        if (at := self.patterns.held) is not None and at < held:
+            held = at
         if self.encoded is not None and (at := self.encoded.held) is not None and at < held:
             held = at
         for runs in self.runs:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence, Set
+from copy import copy
 from functools import lru_cache
 from itertools import chain, groupby
 
@@ -90,6 +91,10 @@ class PatternIndex:
         at = bisect_left(self._sorted, least)
         return at < len(self._sorted) and self._sorted[at] < least + (1 << 8 * (HEAD - len(text)))
 
+    def begins_with(self, letter: str) -> bool:
+        """Whether a pattern begins with this character."""
+        return self.begins(letter.encode())
+
     def anchors(self, data: bytes, first: int, last: int) -> Iterable[tuple[int, int, int]]:
         """(start, first pattern, last pattern + 1) of the places from `first` until before `last` at which the first
         eight bytes are those of patterns.
@@ -167,6 +172,15 @@ class IndexTracker:
         self._next = begun - first  # whatever is between the last place looked up and this begins nothing
         self.held = places[first] if first < size else None
         return found
+
+    def copy(self) -> IndexTracker:
+        """One that goes on from here by itself."""
+        return copy(self)
+
+    @property
+    def standing(self) -> tuple[bytes, list[int]]:
+        """What may still become a match, and its offsets: all that matters of what it was told."""
+        return self._tail, self._offsets
 
 
 def build(texts: Sequence[ProtectedText]) -> tuple[PatternIndex, ...]:

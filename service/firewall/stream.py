@@ -20,9 +20,10 @@ from service.firewall.channel import Channel
 from service.firewall.credentials import CredentialScanner
 from service.firewall.exfiltration import ACTS, REPORTED, Conversation, ExfiltrationScanner, Hosts, Seen, weigh
 from service.firewall.ngrams import Token
-from service.firewall.owners import Owners, concerned
+from service.firewall.owners import concerned
 from service.firewall.patterns import MIN_PATTERN
 from service.firewall.protected import RequestProtection
+from service.firewall.readings import Sighting
 from service.firewall.verdict import Action, Category, Finding, Verdict, decide, is_new_kind
 from service.settings import Leakage
 
@@ -55,10 +56,6 @@ class _Match(msgspec.Struct, frozen=True):
     score: float = 1.0
     weak: bool = False
     words: bool = False
-
-
-_Sighting = tuple[Owners, str, int, int]
-"""Whose text stands there, and how it is written."""
 
 
 class Closeness(Protocol):
@@ -275,11 +272,7 @@ class ReplyJudge:
     def _take(self, state: Channel, text: str) -> list[_Match]:
         start = state.end
         state.append(text)
-        found: list[_Sighting] = []
-        for projector, trackers in state.projections:
-            letters, offsets = projector.feed(text, start)
-            for tracker in trackers:
-                found += [(owners, "", first, last) for owners, first, last in tracker.feed(letters, offsets)]
+        found = state.patterns.feed(text, start)
         if state.words is not None:
             found += self._take_words(state, state.words.feed(text, start))
         if state.encoded is not None:
@@ -289,7 +282,9 @@ class ReplyJudge:
         return self._told(found)
 
     def _end(self, state: Channel) -> list[_Match]:
-        found = self._take_words(state, state.words.finish()) if state.words is not None else []
+        found = state.patterns.finish()
+        if state.words is not None:
+            found += self._take_words(state, state.words.finish())
         if state.encoded is not None:
             found += [(owners, "encoded", first, last) for owners, first, last in state.encoded.finish()]
         if self._by_sentence:
@@ -297,12 +292,12 @@ class ReplyJudge:
         state.ended = True
         return self._told(found)
 
-    def _take_words(self, state: Channel, tokens: list[Token]) -> list[_Sighting]:
+    def _take_words(self, state: Channel, tokens: list[Token]) -> list[Sighting]:
         if self._by_sentence:
             state.tokens += tokens
         return [(owners, "verbatim", first, last) for runs in state.runs for owners, first, last in runs.feed(tokens)]
 
-    def _told(self, found: list[_Sighting]) -> list[_Match]:
+    def _told(self, found: list[Sighting]) -> list[_Match]:
         """As matches. What is also this tenant's own, or everyone's, is no other's."""
         matches: list[_Match] = []
         others: list[_Match] = []
