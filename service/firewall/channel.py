@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 
-from service.firewall.credentials import CredentialScanner
+from service.firewall.credential_readings import CredentialReadings
 from service.firewall.encoded_runs import EncodedRuns
 from service.firewall.exfiltration import ExfiltrationScanner
 from service.firewall.fingerprint import RunTracker
@@ -27,7 +27,7 @@ class Channel:
         name: str,
         protection: RequestProtection,
         by_sentence: bool,
-        credentials: CredentialScanner | None = None,
+        credentials: CredentialReadings | None = None,
         exfiltration: ExfiltrationScanner | None = None,
     ) -> None:
         self.name = name

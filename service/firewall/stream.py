@@ -14,10 +14,10 @@ from typing import Protocol
 import msgspec
 
 from service.errors import GuardFailed, UnavailableError
-from service.firewall import credentials
+from service.firewall import credential_readings
 from service.firewall.asked import CallPart
 from service.firewall.channel import Channel
-from service.firewall.credentials import CredentialScanner
+from service.firewall.credential_readings import CredentialReadings
 from service.firewall.exfiltration import ACTS, REPORTED, Conversation, ExfiltrationScanner, Hosts, Seen, weigh
 from service.firewall.ngrams import Token
 from service.firewall.owners import concerned
@@ -255,13 +255,13 @@ class ReplyJudge:
         return state
 
     def _open(self, name: str) -> Channel:
-        credential = CredentialScanner() if self._actions["leak.credential"] != "allow" else None
+        credential = CredentialReadings() if self._actions["leak.credential"] != "allow" else None
         addresses = ExfiltrationScanner(self._hosts) if self._actions["leak.exfiltration"] != "allow" else None
         return Channel(name, self._protection, self._by_sentence, credential, addresses)
 
     def _suspects(self, text: str) -> bool:
         """Whether a whole value needs to be looked at for credentials and addresses."""
-        return (self._actions["leak.credential"] != "allow" and credentials.may_hold(text)) or (
+        return (self._actions["leak.credential"] != "allow" and credential_readings.may_hold(text)) or (
             self._actions["leak.exfiltration"] != "allow" and _MAY_BE_ADDRESS.search(text) is not None
         )
 
@@ -444,7 +444,7 @@ class ReplyJudge:
         state.keep = held
         if self._actions["leak.secret"] == "flag" and not (self._protection.guards_others or self._protection.marked):
             held = state.end
-        scanners: list[tuple[Category, CredentialScanner | ExfiltrationScanner | None]] = [
+        scanners: list[tuple[Category, CredentialReadings | ExfiltrationScanner | None]] = [
             ("leak.credential", state.credentials),
             ("leak.exfiltration", state.exfiltration),
         ]
