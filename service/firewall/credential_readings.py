@@ -61,7 +61,10 @@ class CredentialReadings:
     def finish(self) -> list[Sight]:
         """The text has ended."""
         found = self._plain.finish()
-        return found + (_new(self._way.finish(), found) if self._way is not None else [])
+        if self._way is not None:
+            found += _new(self._way.finish(), found)
+        self._way, self.held = None, None
+        return found
 
 
 class _Way:

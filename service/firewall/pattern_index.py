@@ -91,10 +91,6 @@ class PatternIndex:
         at = bisect_left(self._sorted, least)
         return at < len(self._sorted) and self._sorted[at] < least + (1 << 8 * (HEAD - len(text)))
 
-    def begins_with(self, letter: str) -> bool:
-        """Whether a pattern begins with this character."""
-        return self.begins(letter.encode())
-
     def anchors(self, data: bytes, first: int, last: int) -> Iterable[tuple[int, int, int]]:
         """(start, first pattern, last pattern + 1) of the places from `first` until before `last` at which the first
         eight bytes are those of patterns.

@@ -152,10 +152,6 @@ class PatternSet:
         at = bisect_right(self.sorted, text)
         return at < len(self.sorted) and self.sorted[at].startswith(text)
 
-    def begins_with(self, letter: str) -> bool:
-        """Whether a pattern begins with this character."""
-        return letter in self.heads
-
 
 class PatternTracker:
     """Follows one projected text. `held` is the offset of the earliest character that may still begin a match."""
@@ -253,6 +249,28 @@ def _leet(letters: str, signs: str) -> Callable[[str], str]:
     return written
 
 
+_LETTER_NAMES = """
+    bravo charlie delta echo foxtrot golf hotel india kilo lima mike november oscar papa quebec romeo sierra tango
+    uniform victor whiskey xray yankee zulu
+"""
+_DIGIT_NAMES = "zero one two three four five six seven eight nine"
+_SIGN_NAMES = {"-": "dash", "_": "underscore", ".": "dot", "/": "slash"}
+
+
+def _spelled_out(a: str, j: str, *, digits: bool, signs: bool) -> Callable[[str], str]:
+    """By the words of the alphabet for spelling (ICAO's); two of them are written in more ways than one."""
+    names = {word[0]: word for word in (a, j, *_LETTER_NAMES.split())}
+    names |= {str(digit): word for digit, word in enumerate(_DIGIT_NAMES.split())} if digits else {}
+    names |= _SIGN_NAMES if signs else {}
+
+    def written(value: str) -> str:
+        spelled = value.lower().strip("".join(_SIGN_NAMES))
+        # A number by its digits' names is no secret's own.
+        return "".join(names.get(char, char) for char in spelled) if any(map(str.isalpha, spelled)) else ""
+
+    return written
+
+
 DISGUISES: tuple[tuple[str, Callable[[str], str]], ...] = (
     ("exact", lambda value: value),
     ("reversed", lambda value: value[::-1]),
@@ -283,6 +301,12 @@ DISGUISES: tuple[tuple[str, Callable[[str], str]], ...] = (
         for inner in range(3)
         for outer in range(3)
         for encode in (base64.b64encode, base64.urlsafe_b64encode)
+    ),
+    *(
+        ("spelled out", _spelled_out(a, j, digits=digits, signs=signs))
+        for a, j in (("alpha", "juliett"), ("alpha", "juliet"), ("alfa", "juliett"))
+        for digits in (True, False)
+        for signs in (False, True)
     ),
     *(
         ("leet", _leet(letters, signs))
@@ -322,13 +346,12 @@ def written(value: str, number: int) -> Iterable[tuple[Form, str]]:
 def patterns_of(text: str, disguise: str) -> Iterator[tuple[Form, str]]:
     """(form, pattern) of a secret as it is written in a disguise."""
     letters = project(text, LETTERS)
-    signs_count = disguise in ("exact", "reversed", "leet")
     if len(letters) >= MIN_PATTERN:
         yield LETTERS, letters
-        if not signs_count:
+        if disguise not in ("exact", "reversed"):
             return
     visible = project(text, VISIBLE)
-    edged = signs_count and not (_is_letter(visible[:1]) and _is_letter(visible[-1:]))
+    edged = disguise in ("exact", "reversed") and not (_is_letter(visible[:1]) and _is_letter(visible[-1:]))
     if len(visible) >= MIN_PATTERN and (edged or len(letters) < MIN_PATTERN):
         yield VISIBLE, visible
 

@@ -1,17 +1,14 @@
-"""Patterns in a growing text as it stands and as it reads: with its escapes undone, without the numbers of its lists,
-with letters for the words that spell them.
+"""Patterns in a growing text as it stands and as it reads: with its escapes undone, without the numbers of its lists.
 
 A reading goes its own way only from where it may differ on. It begins with all that the plain text has left standing,
-and ends where nothing tells the two apart any more: text without escapes, lists or such words is looked through once.
+and ends where nothing tells the two apart any more: text without escapes and lists is looked through once.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import msgspec
-from ahocorasick_rs import AhoCorasick
 
 from service.firewall.owners import Owners
 from service.firewall.pattern_index import IndexTracker, PatternIndex
@@ -19,12 +16,9 @@ from service.firewall.patterns import LETTERS, VISIBLE, PatternSet, PatternTrack
 from service.firewall.respelled import (
     ESCAPE_SIGN,
     ESCAPES,
-    LETTER_WORDS,
-    LETTERS_BEGUN,
     LISTS,
     MARK_SIGN,
     NUMBER_SIGN,
-    WORDS,
     Placed,
     Respelled,
     Rule,
@@ -36,34 +30,22 @@ Trackers = list[tuple[Projector, list[PatternTracker | IndexTracker]]]
 
 
 class _Reading(msgspec.Struct, frozen=True):
-    """`how` is told of what is found in it. What waits for its end by the rule of the number `waits` may begin a match
-    that nothing else holds.
-    """
+    """`how` is told of what is found in it."""
 
     how: str
     rules: tuple[Rule, ...]
-    waits: int | None
 
 
-_ESCAPED = _Reading("escaped", (ESCAPES,), 0)
-_LISTED = _Reading("in a list", (ESCAPES, LISTS), None)
-_SPELLED = _Reading("spelled out", (ESCAPES, LISTS, WORDS), 2)
-_READINGS = (_ESCAPED, _LISTED, _SPELLED)
+_ESCAPED = _Reading("escaped", (ESCAPES,))
+_LISTED = _Reading("in a list", (ESCAPES, LISTS))
+_READINGS = (_ESCAPED, _LISTED)
 """Each reads by the rules of the one before it and by one more, so that until it differs it is that one."""
-
-_AUTOMATON = AhoCorasick(list(LETTER_WORDS))
-_ASCII_LOWER = {code: code + 32 for code in range(65, 91)}
-_ESCAPED_SPACE = re.compile(r"\\[nrt]")
-_WORD_BEGUN = re.compile(r"(?<![a-z])(?:[a-z]+|x[- ](?:ra?)?)\Z")
-_LONGEST = max(map(len, LETTER_WORDS)) + 1
-_LETTER = re.compile("[a-z]")
 
 
 class Readings:
     """Follows one growing text. `held` is the offset of the earliest character that may still begin a match."""
 
     def __init__(self, patterns: Sequence[PatternSet | PatternIndex]) -> None:
-        self._patterns = patterns
         self._plain: Trackers = [
             (Projector(form), trackers)
             for form in (LETTERS, VISIBLE)
@@ -71,7 +53,6 @@ class Readings:
         ]
         self._bullets = any(found.form == VISIBLE for found in patterns)
         self._ways: dict[str, _Way] = {}
-        self._before = ""
         self._begun = False
         self._told: set[tuple[Owners, int, int]] = set()
         self.held: int | None = None
@@ -90,7 +71,6 @@ class Readings:
             if reading is _LISTED and not place and not self._begun:
                 way.begin_line(offset)
         found += self._follow(text[at:] if at else text, offset + at)
-        self._before = (self._before + text)[-2:]
         self._begun = True
         if self._ways:
             self._close()
@@ -101,6 +81,7 @@ class Readings:
         """The text has ended."""
         found = [sighting for way in self._ways.values() for sighting in self._new(way.feed(_NOTHING, last=True))]
         self._ways.clear()
+        self.held = None
         return found
 
     def _follow(self, text: str, offset: int) -> list[Sighting]:
@@ -152,18 +133,12 @@ class Readings:
                 yield 0, _LISTED
             elif ("\n" in text or "\\" in text) and (sign := mark.search(text)) is not None:
                 yield sign.start(), _LISTED
-        if _SPELLED.how not in self._ways and (place := _first_word(text, self._before)) is not None:
-            yield place, _SPELLED
 
     def _hold(self) -> None:
         held = [tracker.held for _, trackers in self._plain for tracker in trackers if tracker.held is not None]
         for way in self._ways.values():
-            held += way.held(self._begins)
+            held += way.held()
         self.held = min(held, default=None)
-
-    def _begins(self, letters: str) -> bool:
-        """Whether a pattern begins with one of these letters."""
-        return any(found.begins_with(letter) for found in self._patterns if found.form == LETTERS for letter in letters)
 
 
 class _Way:
@@ -210,18 +185,14 @@ class _Way:
                 return False
         return True
 
-    def held(self, begins: Callable[[str], bool]) -> Iterator[int]:
-        """Where what may become a match begins. `begins`: whether a pattern begins with one of these letters."""
+    def held(self) -> Iterator[int]:
+        """Where what may become a match begins."""
         for _, trackers in self.trackers:
             yield from (tracker.held for tracker in trackers if tracker.held is not None)
-        if self._reading.waits is None:
-            return
-        waiting = self._stages[self._reading.waits].waiting
-        if waiting is None:
-            return
-        text, start = waiting
-        if self._reading is _ESCAPED or begins(LETTERS_BEGUN.get(text.lower(), "")):
-            yield start
+        # What waits of a list's mark begins a match only as it stands, and is held as such.
+        waiting = self._stages[0].waiting
+        if waiting is not None:
+            yield waiting[1]
 
 
 _NOTHING: Placed = ("", [], [])
@@ -234,25 +205,6 @@ def _placed(text: str, offset: int) -> Placed:
 
 def _place(turn: tuple[int, _Reading]) -> int:
     return turn[0]
-
-
-def _first_word(text: str, before: str) -> int | None:
-    """Where the first word that spells a letter stands, or one at the end that may become one. `before`: what stands
-    before it, whose words were looked at.
-    """
-    known = len(before)
-    text = before + text
-    if "\\" in text:
-        text = _ESCAPED_SPACE.sub("  ", text)
-    text = text.lower() if text.isascii() else text.translate(_ASCII_LOWER)
-    for _, start, end in _AUTOMATON.find_matches_as_indexes(text, overlapping=True):
-        if start >= known and not _LETTER.match(text, end) and not (start and _LETTER.match(text, start - 1)):
-            return start - known
-    begun = _WORD_BEGUN.search(text[-_LONGEST:])
-    if begun is None or begun.group() not in LETTERS_BEGUN:
-        return None
-    place = max(len(text) - _LONGEST, 0) + begun.start() - known
-    return place if place >= 0 else None
 
 
 def stand_in(text: str, patterns: Sequence[PatternSet | PatternIndex]) -> bool:

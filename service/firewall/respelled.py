@@ -1,5 +1,5 @@
 """What a growing text says once single characters of it that are written otherwise are read: escapes, the numbers of a
-list, letters spelled by words.
+list.
 
 Every character that is read keeps the place of what it was written with. What may go on past the end of the text waits;
 what is read depends on the whole text alone, never on how it was cut.
@@ -12,7 +12,6 @@ from bisect import bisect_left
 from collections.abc import Callable
 from copy import copy
 from html.entities import html5
-from itertools import chain
 
 import msgspec
 
@@ -201,58 +200,3 @@ NUMBER_SIGN = re.compile(rf"(?:\n|\\n){_OPEN}(?:[0-9]|\Z)|\\\Z")
 """Where a line may begin with a number."""
 MARK_SIGN = re.compile(rf"(?:\n|\\n){_OPEN}(?:[0-9]|{_BULLET}|\Z)|\\\Z")
 """Where a line may begin with a number or a bullet."""
-
-# ---- letters spelled by words
-
-_NAMES_OF_LETTERS = """
-    alfa alpha bravo charlie delta echo foxtrot golf hotel india juliet juliett kilo lima mike november oscar papa
-    quebec romeo sierra tango uniform victor whiskey whisky xray yankee zulu
-"""
-_NAMES_OF_DIGITS = "zero one two three four five six seven eight nine"
-LETTER_WORDS = {
-    **{word: word[0] for word in (*_NAMES_OF_LETTERS.split(), "x-ray", "x ray")},
-    **{word: str(digit) for digit, word in enumerate(_NAMES_OF_DIGITS.split())},
-    "niner": "9",
-}
-"""Words of the alphabet for spelling (ICAO's), and those of digits."""
-# What is said between: signs by name, and which case the next letter has.
-_NAMES_OF_SIGNS = """
-    dash hyphen minus underscore dot period point slash colon comma plus equals dollar hash at sign star asterisk
-    percent ampersand exclamation question mark space capital cap uppercase lowercase upper lower case small big
-    letter number digit numeral then and followed by
-"""
-_BETWEEN = frozenset(_NAMES_OF_SIGNS.split())
-_WORD = re.compile(r"x[- ]ray(?![a-z])|[a-z]+", re.IGNORECASE | re.ASCII)
-_WORD_BEGUN = re.compile(r"(?:[a-z]{1,11}|x[- ](?:ra?)?|x[- ]ray)\Z", re.IGNORECASE | re.ASCII)
-
-
-def _begun_words() -> dict[str, str]:
-    """The letters that a word which begins so may spell."""
-    found: dict[str, str] = {}
-    for word, letter in chain(LETTER_WORDS.items(), ((word, "") for word in sorted(_BETWEEN))):
-        for size in range(1, len(word) + 1):
-            found[word[:size]] = found.get(word[:size], "") + letter
-    return found
-
-
-_BEGUN = _begun_words()
-LETTERS_BEGUN = {begun: letters for begun, letters in _BEGUN.items() if letters}
-"""What a word that spells a letter may begin with, and those letters."""
-
-
-def _word_goes_on(text: str, at: int) -> bool:
-    begun = _WORD_BEGUN.match(text, at)
-    return begun is not None and begun.group().lower() in _BEGUN
-
-
-def _read_word(text: str, at: int) -> tuple[str, int] | None:
-    match = _WORD.match(text, at)
-    if match is None:
-        return None
-    word = match.group().lower()
-    if word in LETTER_WORDS:
-        return LETTER_WORDS[word], match.end()
-    return ("", match.end()) if word in _BETWEEN else None
-
-
-WORDS = Rule(re.compile("(?<![A-Za-z])[A-Za-z]"), _word_goes_on, _read_word)

@@ -127,8 +127,7 @@ def respelled(secret: str) -> dict[str, tuple[str, int, int]]:
             "leet": secret.translate(str.maketrans("aeiostAEIOST", "431057431057")),
             "leet with signs": secret.translate(str.maketrans("aeiosAEIOS", "@3!0$@3!0$")),
         }
-        first = _edges("", secret, secret)[0]
-        found |= {name: (text, first if "leet" in name else 0, len(text)) for name, text in forms.items()}
+        found |= {name: (text, _edges("", text, secret)[0], len(text)) for name, text in forms.items()}
         found["words in a list"] = (forms["words in a list"], 3, len(forms["words in a list"]))
     for lead in ("", "it: "):
         text = base64.b64encode(base64.b64encode((lead + secret + "!").encode())).decode()

@@ -71,7 +71,7 @@ def test_a_secret_is_found_however_its_characters_are_written(written: str) -> N
 @pytest.mark.parametrize(
     "written",
     [
-        "Sierra Kilo dash capital Lima, India, Victor, Echo, four two, Golf, 7 Hotel",
+        "Sierra Kilo dash Lima, India, Victor, Echo, dash four two, Golf, seven Hotel",
         "sierra-kilo-lima-india-victor-echo-4-2-golf-seven-hotel",
         r"1. Sierra\n2. Kilo\n3. Lima\n4. India\n5. Victor\n6. Echo\n7. four\n8. two\n9. Golf\n10. seven\n11. Hotel",
     ],
