@@ -72,7 +72,7 @@ def test_a_secret_is_found_however_its_characters_are_written(written: str) -> N
     "written",
     [
         "Sierra Kilo dash Lima, India, Victor, Echo, dash four two, Golf, seven Hotel",
-        "sierra-kilo-lima-india-victor-echo-4-2-golf-seven-hotel",
+        "sierra-kilo-lima-india-victor-echo-4-2-golf-7-hotel",
         r"1. Sierra\n2. Kilo\n3. Lima\n4. India\n5. Victor\n6. Echo\n7. four\n8. two\n9. Golf\n10. seven\n11. Hotel",
     ],
 )
