@@ -7,7 +7,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 
 from service.firewall.argument_values import ArgumentValues
-from service.firewall.credentials import CredentialScanner
+from service.firewall.credential_readings import CredentialReadings
 from service.firewall.encoded_runs import EncodedRuns
 from service.firewall.exfiltration import ExfiltrationScanner
 from service.firewall.fingerprint import RunTracker
@@ -15,6 +15,7 @@ from service.firewall.ngrams import Token, WordReader
 from service.firewall.pattern_index import IndexTracker, PatternIndex
 from service.firewall.patterns import LETTERS, VISIBLE, Form, PatternSet, PatternTracker, Projector
 from service.firewall.protected import RequestProtection
+from service.firewall.readings import Heard, Readings
 from service.firewall.sentences import SentenceSplitter
 
 REDACTED = "[redacted]"
@@ -47,8 +48,9 @@ class Channel:
         name: str,
         protection: RequestProtection,
         by_sentence: bool,
-        credentials: CredentialScanner | None = None,
+        credentials: CredentialReadings | None = None,
         exfiltration: ExfiltrationScanner | None = None,
+        heard: Heard | None = None,
     ) -> None:
         self.name = name
         self.base = 0
@@ -59,10 +61,10 @@ class Channel:
         self.keep = 0
         self.ended = False
         self.redactions: list[tuple[int, int]] = []
-        self.projections = projections(protection.patterns)
+        self.patterns = Readings(protection.patterns, heard)
         # A text that repeats another in another form tells nothing more; of arguments each value is a text.
         self.is_text = "#" not in name
-        self.values = values_in(name) if self.projections else None
+        self.values = values_in(name) if protection.patterns else None
         self.value: Projections = []
         self.value_number = 0
         self.going_on: dict[Form, int] = {}
@@ -96,10 +98,8 @@ class Channel:
         if self.ended:
             return self.end
         held = self.end
-        for _, trackers in self.projections:
-            for tracker in trackers:
-                if tracker.held is not None and tracker.held < held:
-                    held = tracker.held
+        if (at := self.patterns.held) is not None and at < held:
+            held = at
         if self.encoded is not None and (at := self.encoded.held) is not None and at < held:
             held = at
         for runs in self.runs:

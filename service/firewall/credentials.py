@@ -5,13 +5,15 @@ look; what stands there is read when it has ended. Only what may be the credenti
 it: `password = ` leaves at once. Whether a place is a match depends on the text alone, never on how it was cut.
 
 Not found: passwords of one plain word or of several, credentials in a disguise (those of `patterns` are for registered
-secrets, which are known), and 16-digit card numbers, which are personal data and not keys.
+secrets, which are known; tokens with escapes in them are `credential_readings`' matter), and 16-digit card numbers,
+which are personal data and not keys.
 """
 
 from __future__ import annotations
 
 import re
 from bisect import bisect_right
+from copy import copy
 from functools import partial
 
 import msgspec
@@ -120,6 +122,22 @@ class CredentialScanner:
     def finish(self) -> list[Sight]:
         """The text has ended."""
         return self._read(ended=True)
+
+    def copy(self) -> CredentialScanner:
+        """One that goes on from here by itself."""
+        other = copy(self)
+        other._pending = list(self._pending)
+        return other
+
+    @property
+    def base(self) -> int:
+        """Where the text begins that is still looked at."""
+        return self._base
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing has begun that may be a credential."""
+        return not self._pending and not self._growing and self.held is None
 
     def _look(self, known: int) -> None:
         first = max(0, known - _LONGEST + 1)

@@ -12,6 +12,7 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence, Set
+from copy import copy
 from functools import lru_cache
 from itertools import chain, groupby
 
@@ -199,6 +200,15 @@ class IndexTracker:
     def begun(self) -> list[Begun]:
         """The patterns that the text so far ends in the middle of."""
         return begun(self._tail.decode("utf-8", "ignore"), self._index.beginning)
+
+    def copy(self) -> IndexTracker:
+        """One that goes on from here by itself."""
+        return copy(self)
+
+    @property
+    def standing(self) -> tuple[bytes, list[int]]:
+        """What may still become a match, and its offsets: all that matters of what it was told."""
+        return self._tail, self._offsets
 
 
 def build(texts: Sequence[ProtectedText]) -> tuple[PatternIndex, ...]:

@@ -18,7 +18,8 @@ import codecs
 import json
 import unicodedata
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from typing import Literal
 from urllib.parse import quote
 
@@ -33,7 +34,8 @@ VISIBLE: Form = "visible"
 
 # A pattern shorter than this in a projection would match ordinary text.
 MIN_PATTERN = 8
-# Letters farther apart than this in the text do not belong together; bounds what is held.
+# Letters with more visible characters than this between them do not belong together. White space and what is invisible
+# does not count: whoever reads the text does not see that anything is between.
 MAX_GAP = 256
 # A shorter beginning of a pattern is no piece of it.
 MIN_PIECE = 3
@@ -41,11 +43,13 @@ MOST_BEGUN = 64
 _GAP = "\0"
 _HEAD = 4
 _STARTS = 32
+# Letters to Unicode, and nothing to the eye.
+_BLANK = frozenset("\u115f\u1160\u2800\u3164\uffa0")
 
 
 class _Letters(dict[str, str]):
     def __missing__(self, char: str) -> str:
-        letters = FOLDS[char][0]
+        letters = "" if char in _BLANK else FOLDS[char][0]
         if len(self) < 65_536:
             self[char] = letters
         return letters
@@ -54,12 +58,17 @@ class _Letters(dict[str, str]):
 class _Visible(dict[str, str]):
     def __missing__(self, char: str) -> str:
         visible = ""
-        if not char.isspace() and FOLDS[char][1] != IGNORED:
+        if not _is_blank(char):
             plain = unicodedata.normalize("NFKC", char).casefold()
             visible = "".join(c for c in plain if not c.isspace())
         if len(self) < 65_536:
             self[char] = visible
         return visible
+
+
+def _is_blank(char: str) -> bool:
+    """Whether nothing is seen where it stands."""
+    return char.isspace() or char in _BLANK or FOLDS[char][1] == IGNORED
 
 
 _TABLES: dict[Form, dict[str, str]] = {LETTERS: _Letters(), VISIBLE: _Visible()}
@@ -82,34 +91,42 @@ class Projector:
     def __init__(self, form: Form) -> None:
         self.form: Form = form
         self._table = _TABLES[form]
-        self._last = 0
+        self._dropped = 0  # visible characters since the last one that was kept
         self._apart = True
 
     def feed(self, text: str, offset: int) -> tuple[str, list[int]]:
-        """Project `text`, which begins at `offset`. A NUL stands where more than MAX_GAP characters were dropped."""
+        """Project `text`, which begins at `offset`. A NUL stands where more than MAX_GAP visible ones were dropped."""
+        return self.place(text, range(offset, offset + len(text)))
+
+    def place(self, text: str, places: Sequence[int]) -> tuple[str, list[int]]:
+        """The same for a text each character of which has a place of its own."""
         table = self._table
         out: list[str] = []
         offsets: list[int] = []
-        last = self._last
-        for index, char in enumerate(text, offset):
+        for index, char in zip(places, text, strict=True):
             kept = table[char]
             if kept:
-                if index - last > MAX_GAP and not self._apart:
-                    out.append(_GAP)
-                    offsets.append(index)
                 self._apart = False
-                last = index
+                self._dropped = 0
                 out.append(kept)
                 offsets.append(index)
                 if len(kept) > 1:
                     offsets.extend([index] * (len(kept) - 1))
-        end = offset + len(text)
-        if end - last > MAX_GAP and not self._apart:
-            out.append(_GAP)
-            offsets.append(end - 1)
-            self._apart = True
-        self._last = last
+            elif char != " " and not self._apart and not _is_blank(char):
+                self._dropped += 1
+                if self._dropped > MAX_GAP:
+                    out.append(_GAP)
+                    offsets.append(index)
+                    self._apart = True
         return "".join(out), offsets
+
+    def copy(self) -> Projector:
+        """One that goes on from here by itself."""
+        return copy(self)
+
+    def goes_on_as(self, other: Projector) -> bool:
+        """Whether both make the same of whatever follows."""
+        return (self._dropped, self._apart) == (other._dropped, other._apart)
 
 
 class PatternSet:
@@ -200,6 +217,15 @@ class PatternTracker:
         """The patterns that the text so far ends in the middle of."""
         return begun(self._tail, self._patterns.beginning)
 
+    def copy(self) -> PatternTracker:
+        """One that goes on from here by itself."""
+        return copy(self)
+
+    @property
+    def standing(self) -> tuple[str, list[int]]:
+        """What may still become a match, and its offsets: all that matters of what it was told."""
+        return self._tail, self._offsets
+
 
 class _Codes(dict[int, str]):
     """The number of each character, in digits."""
@@ -229,6 +255,53 @@ def _base32(shift: int) -> Callable[[str], str]:
     return written
 
 
+def _twice(encode: Callable[[bytes], bytes], inner: int, outer: int) -> Callable[[str], str]:
+    once, again = _base64(encode, inner), _base64(base64.b64encode, outer)
+    return lambda value: again(once(value))
+
+
+def _backwards(write: Callable[[str], str]) -> Callable[[str], str]:
+    return lambda value: write(value[::-1])
+
+
+# A secret with fewer letters is hardly changed by such a spelling, or becomes a number as others are.
+_MIN_LEET_LETTERS = 6
+
+
+def _leet(letters: str, signs: str) -> Callable[[str], str]:
+    """Each of these letters, wherever it stands, as the sign that looks like it."""
+    table = str.maketrans(letters + letters.upper(), signs + signs)
+
+    def written(value: str) -> str:
+        spelled = value.translate(table)
+        enough = sum(map(str.isalpha, value)) >= _MIN_LEET_LETTERS and any(map(str.isalpha, spelled))
+        return spelled if enough and spelled != value else ""
+
+    return written
+
+
+_LETTER_NAMES = """
+    bravo charlie delta echo foxtrot golf hotel india kilo lima mike november oscar papa quebec romeo sierra tango
+    uniform victor whiskey xray yankee zulu
+"""
+_DIGIT_NAMES = "zero one two three four five six seven eight nine"
+_SIGN_NAMES = {"-": "dash", "_": "underscore", ".": "dot", "/": "slash"}
+
+
+def _spelled_out(a: str, j: str, *, digits: bool, signs: bool) -> Callable[[str], str]:
+    """By the words of the alphabet for spelling (ICAO's); two of them are written in more ways than one."""
+    names = {word[0]: word for word in (a, j, *_LETTER_NAMES.split())}
+    names |= {str(digit): word for digit, word in enumerate(_DIGIT_NAMES.split())} if digits else {}
+    names |= _SIGN_NAMES if signs else {}
+
+    def written(value: str) -> str:
+        spelled = value.lower().strip("".join(_SIGN_NAMES))
+        # A number by its digits' names is no secret's own.
+        return "".join(names.get(char, char) for char in spelled) if any(map(str.isalpha, spelled)) else ""
+
+    return written
+
+
 DISGUISES: tuple[tuple[str, Callable[[str], str]], ...] = (
     ("exact", lambda value: value),
     ("reversed", lambda value: value[::-1]),
@@ -249,6 +322,43 @@ DISGUISES: tuple[tuple[str, Callable[[str], str]], ...] = (
         for encode in (base64.b64encode, base64.urlsafe_b64encode)
     ),
     *(("base32", _base32(shift)) for shift in range(5)),
+    *(
+        ("base64 reversed", _backwards(_base64(encode, shift)))
+        for shift in range(3)
+        for encode in (base64.b64encode, base64.urlsafe_b64encode)
+    ),
+    *(
+        ("base64 twice", _twice(encode, inner, outer))
+        for inner in range(3)
+        for outer in range(3)
+        for encode in (base64.b64encode, base64.urlsafe_b64encode)
+    ),
+    *(
+        ("spelled out", _spelled_out(a, j, digits=digits, signs=signs))
+        for a, j in (("alpha", "juliett"), ("alpha", "juliet"), ("alfa", "juliett"))
+        for digits in (True, False)
+        for signs in (False, True)
+    ),
+    *(
+        ("leet", _leet(letters, signs))
+        for letters, signs in (
+            ("aeo", "430"),
+            ("aeio", "4310"),
+            ("aeios", "43105"),
+            ("aeiot", "43107"),
+            ("aeiost", "431057"),
+            ("aelost", "431057"),
+            ("aeilost", "4311057"),
+            ("abeiost", "4831057"),
+            ("abegiost", "48391057"),
+            ("abegilost", "483911057"),
+            ("abegilostz", "4836110572"),
+            ("aeios", "@310$"),
+            ("aeiost", "@310$7"),
+            ("aeios", "@3!0$"),
+            ("aeiost", "@3!0$7"),
+        )
+    ),
 )
 """(disguise, how a secret is written in it) of every way of writing that is looked for."""
 

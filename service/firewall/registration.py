@@ -16,6 +16,7 @@ from service.firewall.ngrams import words
 from service.firewall.owners import ProtectedText
 from service.firewall.patterns import MIN_PATTERN, VISIBLE, project
 from service.firewall.prints import prints_of, says_enough
+from service.firewall.readings import stand_in
 from service.settings import Settings
 
 MIN_BITS = 30.0
@@ -68,7 +69,7 @@ def false_alarms(text: ProtectedText) -> FalseAlarms:
     prints = prints_of([text])
     hits = 0
     for ordinary in _ordinary():
-        found = any(patterns.holds(project(ordinary, patterns.form)) for patterns in prints.patterns)
+        found = stand_in(ordinary, prints.patterns)
         if not found and prints.fingerprint is not None:
             found = bool(RunTracker(prints.fingerprint).feed(words(ordinary)))
         hits += found

@@ -14,17 +14,18 @@ from typing import Protocol
 import msgspec
 
 from service.errors import GuardFailed, UnavailableError
-from service.firewall import credentials
+from service.firewall import credential_readings
 from service.firewall.argument_values import ValuePart
 from service.firewall.asked import CallPart
 from service.firewall.channel import Channel, projections, values_in
-from service.firewall.credentials import CredentialScanner
+from service.firewall.credential_readings import CredentialReadings
 from service.firewall.exfiltration import ACTS, REPORTED, Conversation, ExfiltrationScanner, Hosts, Seen, weigh
 from service.firewall.ngrams import Token
-from service.firewall.owners import Owners, concerned
+from service.firewall.owners import concerned
 from service.firewall.pattern_index import IndexTracker
 from service.firewall.patterns import MIN_PATTERN, Form, PatternTracker, project
 from service.firewall.protected import RequestProtection
+from service.firewall.readings import Sighting
 from service.firewall.split_secrets import SplitSecrets
 from service.firewall.verdict import Action, Category, Finding, Verdict, decide, is_new_kind
 from service.settings import Leakage
@@ -60,10 +61,6 @@ class _Match(msgspec.Struct, frozen=True):
     score: float = 1.0
     weak: bool = False
     words: bool = False
-
-
-_Sighting = tuple[Owners, str, int, int]
-"""Whose text stands there, and how it is written."""
 
 
 class Closeness(Protocol):
@@ -270,13 +267,23 @@ class ReplyJudge:
         return state
 
     def _open(self, name: str) -> Channel:
-        credential = CredentialScanner() if self._actions["leak.credential"] != "allow" else None
+        credential = CredentialReadings() if self._actions["leak.credential"] != "allow" else None
         addresses = ExfiltrationScanner(self._hosts) if self._actions["leak.exfiltration"] != "allow" else None
-        return Channel(name, self._protection, self._by_sentence, credential, addresses)
+
+        def heard(
+            form: Form, letters: str, offsets: list[int], trackers: Sequence[PatternTracker | IndexTracker]
+        ) -> list[Sighting]:
+            # Of arguments each value is a text of its own.
+            if not state.is_text or state.values is not None:
+                return []
+            return self._pieces(state, name, form, letters, offsets, trackers)
+
+        state = Channel(name, self._protection, self._by_sentence, credential, addresses, heard)
+        return state
 
     def _suspects(self, text: str) -> bool:
         """Whether a whole value needs to be looked at for credentials and addresses."""
-        return (self._actions["leak.credential"] != "allow" and credentials.may_hold(text)) or (
+        return (self._actions["leak.credential"] != "allow" and credential_readings.may_hold(text)) or (
             self._actions["leak.exfiltration"] != "allow" and _MAY_BE_ADDRESS.search(text) is not None
         )
 
@@ -287,13 +294,7 @@ class ReplyJudge:
     def _take(self, state: Channel, text: str) -> list[_Match]:
         start = state.end
         state.append(text)
-        found: list[_Sighting] = []
-        for projector, trackers in state.projections:
-            letters, offsets = projector.feed(text, start)
-            for tracker in trackers:
-                found += [(owners, "", first, last) for owners, first, last in tracker.feed(letters, offsets)]
-            if letters and state.is_text and state.values is None:
-                found += self._pieces(state, state.name, projector.form, letters, offsets, trackers)
+        found = state.patterns.feed(text, start)
         if state.values is not None:
             found += self._take_values(state, state.values.feed(text, start))
         if state.words is not None:
@@ -304,9 +305,9 @@ class ReplyJudge:
             state.sentences.feed(text)
         return self._told(found)
 
-    def _take_values(self, state: Channel, parts: Sequence[ValuePart]) -> list[_Sighting]:
+    def _take_values(self, state: Channel, parts: Sequence[ValuePart]) -> list[Sighting]:
         """The values among a call's arguments, each as a text of its own."""
-        found: list[_Sighting] = []
+        found: list[Sighting] = []
         for part in parts:
             if part.begins:
                 state.value, state.value_number = projections(self._protection.patterns), state.value_number + 1
@@ -332,14 +333,14 @@ class ReplyJudge:
         offsets: list[int],
         trackers: Sequence[PatternTracker | IndexTracker],
         ends: list[int] | None = None,
-    ) -> list[_Sighting]:
+    ) -> list[Sighting]:
         """What is complete with the next letters of a text, and where it goes on with what others began. `offsets` are
         those of the letters, `ends` those behind them.
         """
         begun = [each for tracker in trackers for each in tracker.begun()]
         seen, live = self._split.take(text, form, letters, begun)
         size = len(letters)
-        found: list[_Sighting] = []
+        found: list[Sighting] = []
         for owners, start, end in seen:
             # What began before these letters was held from there.
             held = [at for at in (*state.going_on.values(), *(each.held for each in trackers)) if at is not None]
@@ -354,7 +355,7 @@ class ReplyJudge:
 
     def _tells_none(self, state: Channel, text: str) -> bool:
         """Whether a whole text that holds no secret surely tells no piece of one. What it says is kept for others."""
-        if not state.is_text or not state.projections:
+        if not state.is_text or not self._protection.patterns:
             return True
         texts = {state.name: text}
         if (values := values_in(state.name)) is not None:
@@ -374,7 +375,9 @@ class ReplyJudge:
         return True
 
     def _end(self, state: Channel) -> list[_Match]:
-        found = self._take_words(state, state.words.finish()) if state.words is not None else []
+        found = state.patterns.finish()
+        if state.words is not None:
+            found += self._take_words(state, state.words.finish())
         if state.encoded is not None:
             found += [(owners, "encoded", first, last) for owners, first, last in state.encoded.finish()]
         if self._by_sentence:
@@ -382,12 +385,12 @@ class ReplyJudge:
         state.ended = True
         return self._told(found)
 
-    def _take_words(self, state: Channel, tokens: list[Token]) -> list[_Sighting]:
+    def _take_words(self, state: Channel, tokens: list[Token]) -> list[Sighting]:
         if self._by_sentence:
             state.tokens += tokens
         return [(owners, "verbatim", first, last) for runs in state.runs for owners, first, last in runs.feed(tokens)]
 
-    def _told(self, found: list[_Sighting]) -> list[_Match]:
+    def _told(self, found: list[Sighting]) -> list[_Match]:
         """As matches. What is also this tenant's own, or everyone's, is no other's."""
         matches: list[_Match] = []
         others: list[_Match] = []
@@ -534,7 +537,7 @@ class ReplyJudge:
         state.keep = held
         if self._actions["leak.secret"] == "flag" and not (self._protection.guards_others or self._protection.marked):
             held = state.end
-        scanners: list[tuple[Category, CredentialScanner | ExfiltrationScanner | None]] = [
+        scanners: list[tuple[Category, CredentialReadings | ExfiltrationScanner | None]] = [
             ("leak.credential", state.credentials),
             ("leak.exfiltration", state.exfiltration),
         ]

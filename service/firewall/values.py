@@ -13,7 +13,8 @@ from service.firewall.encoded_runs import may_hold
 from service.firewall.fingerprint import Fingerprint, may_run
 from service.firewall.ngrams import ascii_words, words
 from service.firewall.pattern_index import PatternIndex
-from service.firewall.patterns import PatternSet, project
+from service.firewall.patterns import PatternSet
+from service.firewall.readings import stand_in
 
 MAX_CHARS = 128
 _VALUE = re.compile("[!-~]*")
@@ -33,7 +34,7 @@ def surely_clean(
     """
     if len(text) > MAX_CHARS or not _VALUE.fullmatch(text):
         return False
-    if any(found.holds(project(text, found.form)) for found in patterns):
+    if stand_in(text, patterns):
         return False
     spelled = words(text)
     if by_meaning and len(spelled) >= _SENTENCE_WORDS and len(words(_UUID.sub("", text))) >= _SENTENCE_WORDS:
@@ -48,6 +49,6 @@ def surely_clean_text(text: str, patterns: Sequence[PatternSet | PatternIndex], 
     spelled = ascii_words(text)
     if spelled is None or any(p.wide or may_run(spelled, p) for p in prints):
         return False
-    if any(found.holds(project(text, found.form)) for found in patterns):
+    if stand_in(text, patterns):
         return False
     return not may_hold(text, prints, _PROMPT_WORDS)

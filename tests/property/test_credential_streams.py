@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 from itertools import pairwise
 
 import pytest
@@ -46,6 +47,26 @@ def test_no_byte_of_a_credential_leaves_at_any_split_point(sample: tuple[str, st
             assert blocked and mark <= len(before), chunks[0]
 
     asyncio.run(run())
+
+
+WRITTEN = {
+    "markdown": lambda token: re.sub(r"([_-])", r"\\\1", token),
+    "entity": lambda token: f"{token[:3]}&#{ord(token[3])};{token[4:]}",
+    "percent": lambda token: f"%{ord(token[0]):02x}{token[1:]}",
+    "json": lambda token: f"{token[:9]}\\u{ord(token[9]):04x}{token[10:]}",
+    "zero width": lambda token: f"{token[:6]}\u200b{token[6:]}",
+    "wide": lambda token: "".join(chr(ord(char) + 0xFEE0) for char in token),
+}
+
+
+@pytest.mark.parametrize("way", WRITTEN)
+@pytest.mark.parametrize("format_name", ["github token", "json web token"])
+async def test_no_byte_of_a_token_with_escapes_in_it_leaves(way: str, format_name: str) -> None:
+    _, _, token, _ = next(sample for sample in SAMPLES if sample[0] == format_name)
+    text = f"Well: {WRITTEN[way](token)} and so on."
+    for chunks in [[text[:at], text[at:]] for at in range(1, len(text), 3)] + [[text], list(text)]:
+        mark, blocked = await _marks(chunks)
+        assert blocked and mark <= len("Well: "), chunks[0]
 
 
 @pytest.mark.parametrize("sample", SAMPLES[:8], ids=[name for name, *_ in SAMPLES[:8]])

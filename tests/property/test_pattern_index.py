@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from service.firewall.owners import Owner, ProtectedText
 from service.firewall.pattern_index import build
-from service.firewall.patterns import LETTERS, VISIBLE, Form, PatternSet, Projector, secret_patterns
+from service.firewall.patterns import DISGUISES, LETTERS, VISIBLE, Form, PatternSet, Projector, secret_patterns
 
 ALPHABET = st.sampled_from("ab1-$éЖ漢")
 VALUES = st.lists(st.text(ALPHABET, min_size=8, max_size=40), min_size=1, max_size=8, unique=True)
@@ -34,6 +34,7 @@ def test_the_index_finds_and_holds_what_the_automaton_does_however_the_text_is_c
     pieces = st.one_of(st.sampled_from(values), st.text(ALPHABET, max_size=6), st.sampled_from(values).map(str.upper))
     pieces |= st.sampled_from(values).map(lambda value: value.encode().hex())
     pieces |= st.sampled_from(values).map(lambda value: value[:-2])
+    pieces |= st.builds(lambda value, way: way[1](value), st.sampled_from(values), st.sampled_from(DISGUISES))
     text = "".join(data.draw(st.lists(pieces, max_size=8)))
     cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=8)))
     for form, (automaton, index) in both(values).items():

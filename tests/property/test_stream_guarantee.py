@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import html
 import json
 import random
+import re
 from itertools import pairwise
 from urllib.parse import quote
 
@@ -81,7 +83,66 @@ def _edges(name: str, text: str, secret: str) -> tuple[int, int]:
     return next(i for i, char in enumerate(text) if char.isalnum()), len(text)
 
 
-CASES = [(secret, name, *case) for secret in SECRETS for name, case in disguised(secret).items()]
+WORDS = """
+    Alpha Bravo Charlie Delta Echo Foxtrot Golf Hotel India Juliett Kilo Lima Mike November Oscar Papa Quebec Romeo
+    Sierra Tango Uniform Victor Whiskey X-ray Yankee Zulu zero one two three four five six seven eight nine dash
+"""
+WORD = dict(zip("abcdefghijklmnopqrstuvwxyz0123456789-", WORDS.split(), strict=True))
+
+
+def respelled(secret: str) -> dict[str, tuple[str, int, int]]:
+    """The same for what is written so character by character, or by a code of a code."""
+    middle = next(at for at in range(2, len(secret)) if not secret[at].isspace())
+    before, char, after = secret[:middle], secret[middle], secret[middle + 1 :]
+    units = char.encode("utf-16-be").hex("-", 2).split("-")
+    forms = {
+        "html": html.escape(secret),
+        "url path": quote(secret),
+        "encodeURIComponent": quote(secret, safe="-_.!~*'()"),
+        "an entity": f"{before}&#{ord(char)};{after}",
+        "entities": "".join(f"&#x00{ord(c):02x};" for c in secret),
+        "a percent": before + "".join(f"%{b:02X}" for b in char.encode()) + after,
+        "a percent last": secret[:-1] + "".join(f"%{b:02x}" for b in secret[-1].encode()),
+        "a \\u": before + "".join(f"\\u{unit}" for unit in units) + after,
+        "\\u{}": "".join(f"\\u{{{ord(c):x}}}" for c in secret),
+        "markdown": re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", secret),
+        "numbered": "\n".join(f"{number}. {c}" for number, c in enumerate(secret, 1) if not c.isspace()),
+        "bulleted": "\n".join(f"- {c}" for c in secret if not c.isspace()),
+        "numbered in JSON": "\\n".join(f"{number}) {c}" for number, c in enumerate(secret, 1) if not c.isspace()),
+        "far apart": (" " * 300 + "\u200b").join(secret),
+    }
+    if secret.isascii():
+        forms["a \\x"] = f"{before}\\x{ord(char):02x}{after}"
+        forms["octal"] = "".join(f"\\{ord(c):03o}" for c in secret)
+    found = {name: (text, 0, len(text)) for name, text in forms.items()}
+    for name, mark in (("numbered", "1. "), ("numbered in JSON", "1) "), ("bulleted", "- ")):
+        found[name] = (forms[name], len(mark), len(forms[name]))
+    plain = secret.lower().strip("-")  # names of signs are passed over, so that no match begins with one
+    spelled = [WORD[c] for c in plain if c in WORD]
+    if secret.isascii() and len(spelled) >= 8:
+        forms = {
+            "words": " ".join(spelled),
+            "words but for digits": " ".join(c if c.isdigit() else WORD[c] for c in plain if c in WORD),
+            "words in a list": "\n".join(f"{number}. {word}" for number, word in enumerate(spelled, 1)),
+            "leet": secret.translate(str.maketrans("aeiostAEIOST", "431057431057")),
+            "leet with signs": secret.translate(str.maketrans("aeiosAEIOS", "@3!0$@3!0$")),
+        }
+        found |= {name: (text, _edges("", text, secret)[0], len(text)) for name, text in forms.items()}
+        found["words in a list"] = (forms["words in a list"], 3, len(forms["words in a list"]))
+    for lead in ("", "it: "):
+        text = base64.b64encode(base64.b64encode((lead + secret + "!").encode())).decode()
+        found[f"base64 twice+{len(lead)}"] = (text, 0 if not lead else 9, len(text) - 6)
+    backwards = base64.b64encode(secret[::-1].encode()).decode()
+    found["base64 backwards"] = (backwards, _edges("", backwards, secret)[0], len(backwards) - 3)
+    return found
+
+
+PLAIN_CASES = [(secret, name, *case) for secret in SECRETS for name, case in disguised(secret).items()]
+CASES = PLAIN_CASES + [(secret, name, *case) for secret in SECRETS for name, case in respelled(secret).items()]
+
+
+# A code of a code begins and ends within characters.
+EXACT_CASES = [case for case in CASES if case in PLAIN_CASES or not case[1].startswith("base64")]
 
 
 def cut(text: str, points: list[int]) -> list[str]:
@@ -114,7 +175,7 @@ POINTS = st.lists(st.integers(0, 10_000), max_size=40)
 @given(st.sampled_from(CASES), MODES, POINTS, st.integers(0, len(CLEAN)), st.booleans())
 def test_no_character_of_a_disguised_secret_is_cleared(case, mode, points, at, every_character):  # type: ignore[no-untyped-def]
     _, name, text, first, last = case
-    before, after = CLEAN[:at] + " ", " " + CLEAN[at:]
+    before, after = CLEAN[:at] + "\n", "\n" + CLEAN[at:]
     reply = before + text + after
     judge = judge_for(mode)
     chunks = list(reply) if every_character else cut(reply, points)
@@ -129,13 +190,15 @@ def test_no_character_of_a_disguised_secret_is_cleared(case, mode, points, at, e
 def test_every_split_point_of_every_disguise_is_safe(mode: str) -> None:
     async def run() -> None:
         protection = PROTECTED.for_request("t", [PROMPT], [])
-        for _, name, text, first, _last in CASES:
-            reply = "It is: " + text + " and so on."
-            for point in range(1, len(reply)):
+        # One reading does not know of the mode: the shorter cases are enough for the other one.
+        for _, name, text, first, _last in CASES if mode == "exact" else PLAIN_CASES:
+            before = "It is: " if text[:1] not in "1-" else "It is:\n"
+            reply = before + text + " and so on."
+            for point in range(1, len(reply), 1 if len(reply) < 500 else len(reply) // 8):
                 judge = ReplyJudge(protection, Leakage(stream=mode), str.upper)  # type: ignore[arg-type]
                 marks = await stream(judge, [reply[:point], reply[point:]])
                 assert judge.blocked, (name, point)
-                assert max(marks) <= 7 + first, (name, point)
+                assert max(marks) <= len(before) + first, (name, point)
 
     asyncio.run(run())
 
@@ -191,7 +254,7 @@ def test_clean_text_is_cleared_whole_and_unchanged(mode, action, points, noise, 
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.lists(st.sampled_from(CASES), min_size=1, max_size=4), MODES, POINTS, st.booleans())
+@given(st.lists(st.sampled_from(EXACT_CASES), min_size=1, max_size=4), MODES, POINTS, st.booleans())
 def test_redaction_takes_out_every_match_and_nothing_else(cases, mode, points, every_character):  # type: ignore[no-untyped-def]
     reply, kept = "Start", "Start"
     for _, _name, text, first, last in cases:

@@ -33,6 +33,10 @@ codes = st.sampled_from(
         lambda text: base64.urlsafe_b64encode(text.encode()).decode().rstrip("="),
         lambda text: text.encode().hex(),
         lambda text: text.encode().hex(":"),
+        lambda text: text.replace("-", "%2D"),
+        lambda text: text.replace("k", "&#107;"),
+        lambda text: text.replace("v", "\\u{76}"),
+        lambda text: base64.b64encode(base64.b64encode(text.encode())).decode(),
     ]
 )
 separators = st.sampled_from([" ", "-", "_", ".", "—", "\u3000", "\x01", "\n", "é "])
