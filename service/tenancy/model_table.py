@@ -160,7 +160,9 @@ def check(settings: Settings) -> None:
                 f"models[{index}].{missing_prices[0]}: missing; a price is known where {' and '.join(prices)} are given"
             )
     table = load_models(settings)
-    globs = [(f"providers[{i}].models", (glob,)) for i, p in enumerate(settings.providers) for glob in p.models]
+    globs: list[tuple[str, tuple[str, ...]]] = [
+        (f"providers[{i}].models", (glob,)) for i, p in enumerate(settings.providers) for glob in p.models
+    ]
     globs += [
         (f"routes[{i}].model", (route.model, *(target.model for target in route.targets)))
         for i, route in enumerate(settings.routes)
