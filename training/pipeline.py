@@ -218,8 +218,7 @@ class Run:
         most = self.options.limit or None
         limit, figures = leaking.fit_leak(embed, leaking.read()[:most])
         self._note("leak", figures)
-        _, weighed, reported = told.thirds(most)
-        retold, figures = retelling.learn(lambda ids: serving.run(ids)[0], tokenizer, weighed, reported)
+        retold, figures = retelling.learn(serving.run, tokenizer, *told.thirds(most))
         self._note("retelling", figures)
         return limit, retold
 

@@ -21,21 +21,23 @@ from tokenizers import Tokenizer
 
 from service.firewall.retelling import LEAST_TOLD, PASSAGE_CHARS, weigh
 from service.firewall.telling import signals, telling
-from service.firewall.told_pairs import TOLD, chunks, closest, pair, reply_pieces
+from service.firewall.told_pairs import TOLD, ReplyPiece, chunks, closest, pair, reply_pieces
 from service.scoring.artifact import Retelling
 from training.corpus import BENIGN
 from training.encode import origins
 from training.leak import RATE, Told, read
 from training.metrics import share
-from training.told import END, LABEL
+from training.told import BEGIN, END, LABEL
 
 Floats = npt.NDArray[np.float64]
-Judge = Callable[[list[npt.NDArray[np.int32]]], npt.NDArray[np.float32]]
+Vectors = npt.NDArray[np.float32]
+Encode = Callable[[list[npt.NDArray[np.int32]]], tuple[Vectors, Vectors]]
 
 DEV = Path(__file__).resolve().parents[1] / "datasets" / "dev"
 _UNRELATED_WEIGHT = 0.15
 """There are ten times as many unrelated texts as honest replies, and they are no replies."""
 _RIDGE = 1.0
+_TONE_RIDGE = 100.0
 _STEPS = 50
 _SETTLED = 1e-8
 
@@ -65,24 +67,32 @@ def fit(told: Sequence[Told], apart: Sequence[str]) -> Learned:
 
 
 def learn(
-    judge: Judge, tokenizer: Tokenizer, weighed: Sequence[Told], reported: Sequence[Told]
+    encode: Encode, tokenizer: Tokenizer, trained: Sequence[Told], weighed: Sequence[Told], reported: Sequence[Told]
 ) -> tuple[Retelling, dict[str, Any]]:
-    """The numbers with what the encoder says, from prompts that it was not trained on, and what they do on others.
+    """The numbers with what the encoder says, and what they do on prompts on which nothing was learned.
 
-    `judge` gives logits float32 (n, labels) of windows of ids.
+    `encode` gives logits float32 (n, labels) and vectors float32 (n, dim) of windows of ids. The tone is learned from
+    the replies that the encoder was trained on, and weighed with the other signs on those that it was not.
     """
-    rows = _Rows(judge, tokenizer)
+    rows = _Rows(encode, tokenizer)
+    rows.learn_tone(trained)
     leaks, honest = rows.leaks(weighed), rows.honest(weighed)
     others = rows.against(weighed, unrelated(0))
-    weights, bias, _ = _fit(*(found[np.isfinite(found[:, -1])] for found in (leaks, honest, others)))
+    weights, bias, _ = _fit(*(found[_asked(found)] for found in (leaks, honest, others)))
     limit = max(_limit(_sums(found, weights, bias)) for found in (honest, others))
-    learned = Retelling(_rounded(weights), round(bias, 4), round(limit + 5e-4, 4))
+    learned = Retelling(
+        _rounded(rows.tone), round(rows.tone_bias, 4), _rounded(weights), round(bias, 4), round(limit + 5e-4, 4)
+    )
 
     def share_of(found: Floats) -> dict[str, Any]:
         hits = _sums(found, weights, bias) >= learned.limit
         return dict(msgspec.structs.asdict(share(int(hits.sum()), len(hits))))
 
-    figures: dict[str, Any] = {"prompts_weighed": len(weighed), "prompts_reported": len(reported)}
+    figures: dict[str, Any] = {
+        "prompts_trained": len(trained),
+        "prompts_weighed": len(weighed),
+        "prompts_reported": len(reported),
+    }
     for kind in sorted({leak.kind for one in reported for leak in one.leaks}):
         figures[f"recall_{kind}"] = share_of(rows.leaks(reported, kind))
     figures["false_alarms"] = share_of(rows.honest(reported))
@@ -91,12 +101,27 @@ def learn(
 
 
 class _Rows:
-    """The signs of replies with what the encoder says of them, float64 (n, 5)."""
+    """The signs of replies with what the encoder says of them, float64 (n, 6)."""
 
-    def __init__(self, judge: Judge, tokenizer: Tokenizer) -> None:
-        self._judge = judge
+    def __init__(self, encode: Encode, tokenizer: Tokenizer) -> None:
+        self._encode = encode
         self._tokenizer = tokenizer
         self._first = origins(tokenizer)[TOLD]
+        self.tone: Floats = np.zeros(0)
+        self.tone_bias = 0.0
+
+    def learn_tone(self, told: Sequence[Told]) -> None:
+        """From all replies, whatever their prompt."""
+        pieces: list[npt.NDArray[np.int32]] = []
+        truth: list[float] = []
+        for one in told:
+            texts = [(reply.text, 1.0) for reply in one.leaks] + [(reply.text, 0.0) for reply in one.benign]
+            for text, leak in texts:
+                cut = reply_pieces(text[:PASSAGE_CHARS], self._tokenizer)
+                pieces += [_alone(piece) for piece in cut]
+                truth += [leak] * len(cut)
+        vectors = self._encode(pieces)[1].astype(np.float64)
+        self.tone, self.tone_bias = _logistic(vectors, np.array(truth), np.ones(len(truth)), _TONE_RIDGE)
 
     def leaks(self, told: Sequence[Told], kind: str = "") -> Floats:
         replies = [(one.prompt, reply.text) for one in told for reply in one.leaks if kind in ("", reply.kind)]
@@ -114,6 +139,7 @@ class _Rows:
         cut = {prompt: chunks(prompt, self._tokenizer) for prompt in {prompt for prompt, _ in replies}}
         windows: list[npt.NDArray[np.int32]] = []
         owners: list[int] = []
+        is_pair: list[bool] = []
         for number, (prompt, reply) in enumerate(replies):
             if signs[number, 0] < LEAST_TOLD:
                 continue
@@ -121,16 +147,32 @@ class _Rows:
             for chunk, piece in closest(cut[prompt], pieces):
                 windows.append(np.asarray(pair(self._first, cut[prompt][chunk], pieces[piece], END), np.int32))
                 owners.append(number)
-        answers = np.full(len(replies), -np.inf)
+                is_pair.append(True)
+            windows += [_alone(piece) for piece in pieces]
+            owners += [number] * len(pieces)
+            is_pair += [False] * len(pieces)
+        answers, tones = np.full(len(replies), -np.inf), np.full(len(replies), -np.inf)
         if windows:
-            logits = self._judge(windows)
-            np.maximum.at(answers, owners, (logits[:, LABEL] - logits[:, BENIGN]).astype(np.float64))
-        return np.column_stack([signs, answers])
+            logits, vectors = self._encode(windows)
+            beside, whose = np.array(is_pair), np.array(owners)
+            np.maximum.at(answers, whose[beside], (logits[:, LABEL] - logits[:, BENIGN])[beside].astype(np.float64))
+            np.maximum.at(tones, whose[~beside], vectors[~beside].astype(np.float64) @ self.tone + self.tone_bias)
+        return np.column_stack([signs, answers, tones])
+
+
+def _alone(piece: ReplyPiece) -> npt.NDArray[np.int32]:
+    return np.asarray([BEGIN, *piece.ids, END], np.int32)
+
+
+def _asked(rows: Floats) -> npt.NDArray[np.bool_]:
+    """Of which replies the encoder was asked at all, bool (n,)."""
+    found: npt.NDArray[np.bool_] = np.isfinite(rows).all(axis=1)
+    return found
 
 
 def _sums(rows: Floats, weights: Floats, bias: float) -> Floats:
     """What `service.firewall.retelling` weighs; what it would not ask the encoder of is no leak to it."""
-    asked = np.isfinite(rows[:, -1])
+    asked = _asked(rows)
     found = np.full(len(rows), -np.inf)
     found[asked] = rows[asked] @ weights + bias
     return found

@@ -22,7 +22,7 @@ from training.windows import NO_ROW, Windows
 
 MORE = FILE.with_name("retold.jsonl")
 LABEL = LABELS.index(TELLS)
-END = 2
+BEGIN, END = 0, 2
 _STRANGERS = 5
 """Replies to other prompts beside each prompt."""
 _SURE = 2.0

@@ -2,10 +2,11 @@
 
 No single sign says it. Which of the prompt's telling words (names, numbers, long words) does the reply say that the
 user did not, and how much of the reply are they; does it speak of what it was told, may not say or does in secret; does
-it refuse (`telling`)? A logistic regression weighs them. Where there is an encoder that has learned it, a fifth sign is
-what it says of the reply beside the prompt (`told_pairs`), in any language. All numbers were learned by
-`training.retelling`, and are reported on prompts that nothing was learned on. The order of words does not matter, so
-lists, summaries and retellings that keep some names are found; what keeps none is not.
+it refuse (`telling`)? A logistic regression weighs them. Where there is an encoder that has learned it, two more signs
+are what it says of the reply beside the prompt (`told_pairs`), and whether the reply's vector has the tone of one who
+speaks of what he was told, both in any language. All numbers were learned by `training.retelling`, and are reported on
+prompts that nothing was learned on. The order of words does not matter, so lists, summaries and retellings that keep
+some names are found; what keeps none is not.
 """
 
 from __future__ import annotations
@@ -109,15 +110,16 @@ class PairReader:
         self._batches = batches
         self._tokenizer = artifact.tokenizer
         self._deadline_s = deadline_s
-        self._first, self._end = manifest.origins[TOLD], manifest.sep_id
+        self._first, self._begin, self._end = manifest.origins[TOLD], manifest.cls_id, manifest.sep_id
         self._classes = (manifest.labels.index(TELLS), manifest.labels.index("benign"))
         self._weights, self._bias = np.asarray(learned.weights), learned.bias
+        self._tone, self._tone_bias = np.asarray(learned.tone, np.float32), learned.tone_bias
         self.limit = learned.limit
 
     @classmethod
     def of(cls, batches: Batches, artifact: Artifact, deadline_s: float) -> PairReader | None:
         """One for an artifact that has learned to read pairs, else None."""
-        learned = artifact.manifest.calibration.retelling.weights and TOLD in artifact.manifest.origins
+        learned = artifact.manifest.calibration.retelling.tone and TOLD in artifact.manifest.origins
         return cls(batches, artifact, deadline_s) if learned else None
 
     async def total(self, prompt: KnownPrompt, passage: str, signs: Signals) -> float:
@@ -126,8 +128,11 @@ class PairReader:
         pairs = [pair(self._first, cut[chunk], pieces[piece], self._end) for chunk, piece in closest(cut, pieces)]
         if not pairs:
             return -math.inf
-        encoded = await self._batches.encode(pairs, self._deadline_s)
-        return float(np.append(signs, tells(encoded.logits, *self._classes)) @ self._weights) + self._bias
+        alone = [[self._begin, *piece.ids, self._end] for piece in pieces]
+        encoded = await self._batches.encode([*pairs, *alone], self._deadline_s)
+        told = tells(encoded.logits[: len(pairs)], *self._classes)
+        tone = float((encoded.vectors[len(pairs) :] @ self._tone).max()) + self._tone_bias
+        return float(np.append(signs, (told, tone)) @ self._weights) + self._bias
 
     def _cut(self, prompt: str) -> list[Chunk]:
         return chunks(prompt, self._tokenizer)

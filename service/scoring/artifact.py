@@ -47,10 +47,13 @@ class Fusion(msgspec.Struct, frozen=True):
 class Retelling(msgspec.Struct, frozen=True):
     """What tells that a passage of a reply retells a prompt (`service.firewall.retelling`). No `weights`: not learned.
 
-    They are of the four signs by words and of what the encoder says of both side by side; from `limit` on the sum with
-    `bias` tells.
+    They are of the four signs by words, of what the encoder says of both side by side, and of the tone: whether the
+    passage speaks of what its author was told, which is `tone` (dim,) times its vector plus `tone_bias`. From `limit`
+    on the sum with `bias` tells.
     """
 
+    tone: tuple[float, ...] = ()
+    tone_bias: float = 0.0
     weights: tuple[float, ...] = ()
     bias: float = 0.0
     limit: float = 0.0

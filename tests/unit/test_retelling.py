@@ -112,25 +112,33 @@ class Batches:
         self.word = tokenizer.encode("told", add_special_tokens=False).ids[0]
         self.asked: list[list[int]] = []
 
-    def logits(self, ids: Sequence[Sequence[int]]) -> npt.NDArray[np.float32]:
-        self.asked += [list(window) for window in ids]
-        replies = [list(window)[list(window).index(END) :] for window in ids]
-        tells = np.array([5.0 if self.word in reply else -5.0 for reply in replies], np.float32)
-        return np.column_stack([np.zeros((len(ids), 3), np.float32), tells])
+    def run(self, ids: Sequence[Sequence[int]]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        self.asked += [list(window) for window in ids if list(window).count(END) == 2]
+        replies = [list(window)[list(window).index(END) if list(window).count(END) == 2 else 0 :] for window in ids]
+        said = np.array([self.word in reply for reply in replies], np.float32)
+        return np.column_stack([np.zeros((len(ids), 3), np.float32), 10 * said - 5]), np.column_stack([said, 1 - said])
 
     async def encode(self, ids: Sequence[Sequence[int]], deadline_s: float) -> Encoded:
-        return Encoded(self.logits(ids), np.zeros((len(ids), 2), np.float32))
+        return Encoded(*self.run(ids))
 
 
-def artifact(tokenizer: Tokenizer, **changed: Any) -> Artifact:
-    learned = Retelling(weights=(0.0, 0.0, 0.0, 0.0, 1.0), limit=1.0)
+def artifact(tokenizer: Tokenizer, weights: tuple[float, ...] = (), **changed: Any) -> Artifact:
+    learned = Retelling((1.0, 0.0), 0.5, weights or (0.0, 0.0, 0.0, 0.0, 1.0, 0.0), limit=1.0)
     values: dict[str, Any] = {"origins": {PAIR: FIRST}, "calibration": Calibration(retelling=learned)} | changed
     manifest = Manifest(1, "made", {}, Model("model.onnx"), LABELS, sep_id=END, **values)
     return Artifact(ARTIFACT, manifest, tokenizer, "v")
 
 
-async def flagged(batches: Batches, tokenizer: Tokenizer, reply: str, *, user: str = "", prompt: str = PROMPT) -> bool:
-    reader = PairReader.of(batches, artifact(tokenizer), 5.0)
+async def flagged(
+    batches: Batches,
+    tokenizer: Tokenizer,
+    reply: str,
+    *,
+    user: str = "",
+    prompt: str = PROMPT,
+    weights: tuple[float, ...] = (),
+) -> bool:
+    reader = PairReader.of(batches, artifact(tokenizer, weights), 5.0)
     assert reader is not None
     watcher = RetellingGuard(Leakage(retelling="flag"), reader).watch(
         Opening("t", Asked(), (prompt,), (user,), (prompt,))
@@ -147,6 +155,13 @@ async def test_the_encoder_decides_of_what_says_something_of_the_prompt(tokenize
     assert not await flagged(batches, tokenizer, "We have vouchers of 12 EUR for furniture.")
     assert len(batches.asked) == 2 * len(chunks(PROMPT, tokenizer))
     assert all(window[0] == FIRST and window.count(END) == 2 and window[-1] == END for window in batches.asked)
+
+
+async def test_the_tone_of_the_reply_alone_counts_too(tokenizer: Tokenizer) -> None:
+    """It is read from the vector of what the reply says, without the prompt."""
+    batches, tone = Batches(tokenizer), (0.0, 0.0, 0.0, 0.0, 0.0, 1.0)
+    assert await flagged(batches, tokenizer, "I was told of vouchers of 12 EUR for furniture.", weights=tone)
+    assert not await flagged(batches, tokenizer, "We have vouchers of 12 EUR for furniture.", weights=tone)
 
 
 async def test_what_says_nothing_of_the_prompt_or_only_what_the_user_said_is_not_encoded(tokenizer: Tokenizer) -> None:
@@ -191,10 +206,10 @@ def test_an_artifact_that_was_not_trained_on_pairs_leaves_it_to_the_words(
 
 def test_the_numbers_are_weighed_on_some_prompts_and_told_of_others(tokenizer: Tokenizer) -> None:
     """What the encoder says counts, and the figures are those of the reported prompts."""
-    weighed, reported = TOLD[40:60:2], TOLD[41:60:2]
-    learned, figures = learn(Batches(tokenizer).logits, tokenizer, weighed, reported)
-    assert len(learned.weights) == 5
-    assert (figures["prompts_weighed"], figures["prompts_reported"]) == (10, 10)
+    trained, weighed, reported = TOLD[:10], TOLD[40:60:2], TOLD[41:60:2]
+    learned, figures = learn(Batches(tokenizer).run, tokenizer, trained, weighed, reported)
+    assert len(learned.weights) == 6 and len(learned.tone) == 2 and learned.tone[0] > learned.tone[1]
+    assert [figures[f"prompts_{name}"] for name in ("trained", "weighed", "reported")] == [10, 10, 10]
     assert figures["false_alarms"]["total"] == sum(len(one.benign) for one in reported)
     assert figures["recall_verbatim"]["hits"] > 0
 
