@@ -166,7 +166,7 @@ def _alone(piece: ReplyPiece) -> npt.NDArray[np.int32]:
 
 def _asked(rows: Floats) -> npt.NDArray[np.bool_]:
     """Of which replies the encoder was asked at all, bool (n,)."""
-    found: npt.NDArray[np.bool_] = np.isfinite(rows).all(axis=1)
+    found: npt.NDArray[np.bool_] = np.isfinite(rows[:, -2:]).sum(axis=1) == 2
     return found
 
 

@@ -153,8 +153,8 @@ class _Way:
 
     def __init__(self, reading: _Reading, plain: Trackers, below: _Way | None) -> None:
         self._reading = reading
-        begun = [stage.copy() for stage in below._stages] if below is not None else []
-        self._stages = begun + [Respelled(rule) for rule in reading.rules[len(begun) :]]
+        begun: list[Respelled] = [stage.copy() for stage in below._stages] if below is not None else []
+        self._stages: list[Respelled] = begun + [Respelled(rule) for rule in reading.rules[len(begun) :]]
         self.trackers: Trackers = [
             (projector.copy(), [tracker.copy() for tracker in trackers])
             for projector, trackers in (plain if below is None else below.trackers)
