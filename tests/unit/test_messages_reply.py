@@ -173,7 +173,7 @@ async def test_an_ordinary_stream_leaves_byte_for_byte_and_its_reason_waits_for_
         start()
         + event("ping")
         + block(0)
-        + b"".join(delta(0, type="text_delta", text=word) for word in ("A ", "word. ", "\ud83d", "\ude00 more. "))
+        + b"".join(delta(0, type="text_delta", text=word) for word in ("A ", "word. ", "\ud83d", "\ude00 word. "))
         + stop(0)
         + block(1, type="tool_use", id="toolu_1", name="f", input={})
         + delta(1, type="input_json_delta", partial_json='{"a": 1}')

@@ -14,6 +14,7 @@ import pytest
 from service.api.chat_reply import ChatStream, ChatWire
 from service.api.responses_reply import ResponsesWire
 from service.errors import GuardFailed
+from service.firewall import patterns
 from service.firewall.protected import ProtectedText, ProtectedTexts
 from service.firewall.stream import ReplyJudge
 from service.firewall.verdict import Finding, Verdict, decide
@@ -200,7 +201,7 @@ async def test_of_small_events_and_their_judge_little_is_kept() -> None:
     protection = ProtectedTexts([ProtectedText("vault", "secret", "", SECRET)]).for_request("t")
     judge = ReplyJudge(protection, Leakage(stream="exact"), lambda text: "digest")
     release, reader, wire = Release(judge, ChatWire()), ChatWire().open_stream(), ChatWire()
-    known = {id(each) for each in (wire, protection, *protection.patterns)}
+    known = {id(each) for each in (wire, protection, *protection.patterns, *patterns._TABLES.values())}
     before = kept_bytes(vars(release), set(known))
     for number in range(8_000):
         choice = {"index": number % 8, "delta": {"content": f"word{number} "}}

@@ -194,8 +194,8 @@ async def test_an_error_that_is_not_json_to_us_is_judged_as_its_reader_may_read_
     escaped = "".join(f"\\u{ord(char):04x}" if n % 2 else char for n, char in enumerate(SECRET))
     piece = ChatWire().read_error(b'{"a":1,"a":2,"message":"%s"}' % escaped.encode())
     for action in ("block", "redact"):
-        await send(to := release(action), [piece])
-        assert to.blocked
+        sent = await send(to := release(action), [piece])
+        assert to.blocked or (b"[redacted]" in sent and b"\\u" not in sent)
 
 
 async def test_an_ordinary_stream_leaves_byte_for_byte_and_its_ids_hold_nothing_up() -> None:

@@ -25,7 +25,7 @@ DEAR = Model(name="dear", input_usd_per_mtok=5.0, output_usd_per_mtok=10.0)
 
 
 class LetterCounter:
-    async def count(self, model: str, texts: Sequence[str]) -> int:
+    async def count(self, model: str, texts: Sequence[str], *, deadline_s: float | None = None) -> int:
         return sum(map(len, texts))
 
 
