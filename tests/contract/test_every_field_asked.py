@@ -47,7 +47,7 @@ ROUTED = ("model",)
 """Chooses the provider: it must match a configured glob, has no spaces, and stands in no prompt."""
 ATTACHED = ("file_id", "file_data", "file_url", "image_url", "url", "data", "result")
 """One that can be an address or a binary is no text: `on_unscannable` decides about it. Any other is judged."""
-KEPT = ("conversation", "id", "previous_response_id")
+KEPT = ("container", "conversation", "id", "previous_response_id")
 """Names what the provider keeps: only an id that was issued to this tenant is passed on."""
 
 
