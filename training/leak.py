@@ -23,6 +23,8 @@ Embed = Callable[[Sequence[str]], Vectors]
 FILE = Path(__file__).resolve().parents[1] / "datasets" / "leakage.jsonl"
 # One false alarm in a hundred honest replies.
 RATE = 0.01
+# The comparison of sentences may block, and beside the words it finds next to nothing: it is given a tenth of that.
+SENTENCE_RATE = 0.001
 FLOOR = 0.80
 _WORD_FOR_WORD = ("verbatim", "partial", "edited", "list")
 
@@ -67,7 +69,7 @@ def fit_leak(embed: Embed, told: Sequence[Told]) -> tuple[float, dict[str, Any]]
     rest = [pair for number, one in enumerate(scored) if number % 2 for pair in one]
     honest = np.asarray([score for kind, leak, score in learned if not leak])
     # Half a step above the alarm that is just too many, so that an equal score does not raise it again.
-    limit = max(FLOOR, float(np.nextafter(np.float32(threshold_at(honest, RATE)), np.float32(2.0))))
+    limit = max(FLOOR, float(np.nextafter(np.float32(threshold_at(honest, SENTENCE_RATE)), np.float32(2.0))))
     figures: dict[str, Any] = {"limit": limit, "prompts_learned": len(told[::2]), "prompts_reported": len(told[1::2])}
     for kind in sorted({kind for kind, leak, _ in rest if leak}):
         hits = [score >= limit for name, leak, score in rest if leak and name == kind]
