@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from service.firewall.argument_values import ArgumentValues
 from service.firewall.credential_readings import CredentialReadings
@@ -12,27 +12,15 @@ from service.firewall.encoded_runs import EncodedRuns
 from service.firewall.exfiltration import ExfiltrationScanner
 from service.firewall.fingerprint import RunTracker
 from service.firewall.ngrams import Token, WordReader
-from service.firewall.pattern_index import IndexTracker, PatternIndex
-from service.firewall.patterns import LETTERS, VISIBLE, Form, PatternSet, PatternTracker, Projector
+from service.firewall.patterns import Form
 from service.firewall.protected import RequestProtection
-from service.firewall.readings import Heard, Readings
+from service.firewall.readings import Heard, Readings, Trackers
 from service.firewall.sentences import SentenceSplitter
 
 REDACTED = "[redacted]"
 # Characters to let go of at once; fewer are not worth the copy.
 _TRIM = 256
 _ARGUMENTS = re.compile(r"/(?:arguments|partial_json)\Z")
-
-Projections = list[tuple[Projector, list[PatternTracker | IndexTracker]]]
-
-
-def projections(patterns: Sequence[PatternSet | PatternIndex]) -> Projections:
-    """What follows one text through each projection."""
-    return [
-        (Projector(form), trackers)
-        for form in (LETTERS, VISIBLE)
-        if (trackers := [each.tracker() for each in patterns if each.form == form])
-    ]
 
 
 def values_in(name: str) -> ArgumentValues | None:
@@ -65,7 +53,7 @@ class Channel:
         # A text that repeats another in another form tells nothing more; of arguments each value is a text.
         self.is_text = "#" not in name
         self.values = values_in(name) if protection.patterns else None
-        self.value: Projections = []
+        self.value: Trackers = []
         self.value_number = 0
         self.going_on: dict[Form, int] = {}
         """Where begins what goes on with a secret that another text has begun."""

@@ -31,6 +31,15 @@ Heard = Callable[[Form, str, list[int], Sequence[PatternTracker | IndexTracker]]
 """Told of the next letters of the text as it stands, with their offsets, after these trackers were."""
 
 
+def projections(patterns: Sequence[PatternSet | PatternIndex]) -> Trackers:
+    """What follows one text through each projection."""
+    return [
+        (Projector(form), trackers)
+        for form in (LETTERS, VISIBLE)
+        if (trackers := [each.tracker() for each in patterns if each.form == form])
+    ]
+
+
 class _Reading(msgspec.Struct, frozen=True):
     """`how` is told of what is found in it."""
 
@@ -51,11 +60,7 @@ class Readings:
 
     def __init__(self, patterns: Sequence[PatternSet | PatternIndex], heard: Heard | None = None) -> None:
         self._heard = heard
-        self._plain: Trackers = [
-            (Projector(form), trackers)
-            for form in (LETTERS, VISIBLE)
-            if (trackers := [found.tracker() for found in patterns if found.form == form])
-        ]
+        self._plain = projections(patterns)
         self._bullets = any(found.form == VISIBLE for found in patterns)
         self._ways: dict[str, _Way] = {}
         self._begun = False

@@ -122,17 +122,29 @@ class PairReader:
         learned = artifact.manifest.calibration.retelling.tone and TOLD in artifact.manifest.origins
         return cls(batches, artifact, deadline_s) if learned else None
 
-    async def total(self, prompt: KnownPrompt, passage: str, signs: Signals) -> float:
-        """The log-odds that the passage tells the prompt. Raises UnavailableError."""
-        cut, pieces = await prompt.chunks(self._cut), reply_pieces(passage, self._tokenizer)
-        pairs = [pair(self._first, cut[chunk], pieces[piece], self._end) for chunk, piece in closest(cut, pieces)]
-        if not pairs:
+    async def highest(self, told: Sequence[tuple[KnownPrompt, Signals]], passage: str) -> float:
+        """The log-odds that the passage tells the prompt that it tells most; all are asked of at once, with their
+        signs. Raises UnavailableError.
+        """
+        pieces = reply_pieces(passage, self._tokenizer)
+        asked: list[tuple[Signals, list[list[int]]]] = []
+        for prompt, signs in told:
+            cut = await prompt.chunks(self._cut)
+            pairs = [pair(self._first, cut[chunk], pieces[piece], self._end) for chunk, piece in closest(cut, pieces)]
+            if pairs:
+                asked.append((signs, pairs))
+        if not asked:
             return -math.inf
         alone = [[self._begin, *piece.ids, self._end] for piece in pieces]
-        encoded = await self._batches.encode([*pairs, *alone], self._deadline_s)
-        told = tells(encoded.logits[: len(pairs)], *self._classes)
-        tone = float((encoded.vectors[len(pairs) :] @ self._tone).max()) + self._tone_bias
-        return float(np.append(signs, (told, tone)) @ self._weights) + self._bias
+        windows = [*alone, *(window for _, pairs in asked for window in pairs)]
+        encoded = await self._batches.encode(windows, self._deadline_s)
+        tone = float((encoded.vectors[: len(alone)] @ self._tone).max()) + self._tone_bias
+        highest, at = -math.inf, len(alone)
+        for signs, pairs in asked:
+            says = tells(encoded.logits[at : at + len(pairs)], *self._classes)
+            highest = max(highest, float(np.append(signs, (says, tone)) @ self._weights) + self._bias)
+            at += len(pairs)
+        return highest
 
     def _cut(self, prompt: str) -> list[Chunk]:
         return chunks(prompt, self._tokenizer)
@@ -240,12 +252,8 @@ class RetellingWatcher:
         """The log-odds for the prompt that is told most. Raises UnavailableError."""
         if self._reader is None:
             return max(map(weigh, signs))
-        asked = [
-            self._reader.total(prompt, passage, each)
-            for prompt, each in zip(self._prompts, signs, strict=True)
-            if each[0] >= LEAST_TOLD
-        ]
-        return max(await asyncio.gather(*asked), default=-math.inf)
+        told = [(prompt, each) for prompt, each in zip(self._prompts, signs, strict=True) if each[0] >= LEAST_TOLD]
+        return await self._reader.highest(told, passage)
 
 
 def weigh(found: Signals) -> float:

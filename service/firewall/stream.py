@@ -17,7 +17,7 @@ from service.errors import GuardFailed, UnavailableError
 from service.firewall import credential_readings
 from service.firewall.argument_values import ValuePart
 from service.firewall.asked import CallPart
-from service.firewall.channel import Channel, projections, values_in
+from service.firewall.channel import Channel, values_in
 from service.firewall.credential_readings import CredentialReadings
 from service.firewall.exfiltration import ACTS, REPORTED, Conversation, ExfiltrationScanner, Hosts, Seen, weigh
 from service.firewall.ngrams import Token
@@ -25,7 +25,7 @@ from service.firewall.owners import concerned
 from service.firewall.pattern_index import IndexTracker
 from service.firewall.patterns import MIN_PATTERN, Form, PatternTracker, project
 from service.firewall.protected import RequestProtection
-from service.firewall.readings import Sighting
+from service.firewall.readings import Sighting, projections
 from service.firewall.split_secrets import SplitSecrets
 from service.firewall.verdict import Action, Category, Finding, Verdict, decide, is_new_kind
 from service.settings import Leakage
